@@ -1,0 +1,33 @@
+"""Reference implementations of SAM, Monge SAM, LLQR and LLQR+SAM.
+
+``llqr_sam_ref.exact`` is NumPy in float64: small, dense, for reading and checking.
+``llqr_sam_ref.optim`` is PyTorch: for training. Importing this package imports neither.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public PyTorch names and where they live; torch is imported when one of them is first touched.
+_TORCH_NAMES: dict[str, str] = {}
+
+__all__ = ["__version__", *_TORCH_NAMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public PyTorch name on first use (PEP 562).
+
+    Returns:
+        The class or function of that name.
+
+    Raises:
+        AttributeError: there is no public name ``name``.
+    """
+    if name in _TORCH_NAMES:
+        return getattr(import_module(_TORCH_NAMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,63 @@
+"""What bad input gets: an error that names the argument, its value and the remedy. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+def unknown_name(argument: str, value: object, allowed: Iterable[str]) -> str:
+    """What to say of a name that is not one of ``allowed``, with the nearest one as the remedy."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)
+    return f"{argument}={value!r} is unknown; did you mean {close[0]!r}? Choose one of {names}."
+
+
+def check_choice(argument: str, value: str, allowed: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``allowed``.
+
+    Raises:
+        ValueError: it is not; the message names the nearest allowed name.
+    """
+    names = tuple(allowed)
+    if value not in names:
+        raise ValueError(unknown_name(argument, value, names))
+    return value
+
+
+def check_number(
+    argument: str,
+    value: float,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return ``value`` as a float if it is finite and in [low, high] (ends excluded on request).
+
+    Raises:
+        ValueError: it is not a number, not finite, or out of the interval.
+    """
+    interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{argument}={value!r} is not a number; pass a number in {interval}.") from None
+    below = number <= low if open_low else number < low
+    above = number >= high if open_high else number > high
+    if not math.isfinite(number) or below or above:
+        raise ValueError(f"{argument}={value!r} is not allowed; pass a finite number in {interval}.")
+    return number
+
+
+def check_count(argument: str, value: int, *, low: int = 1) -> int:
+    """Return ``value`` if it is an integer of at least ``low``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{argument}={value!r} is not allowed; pass an integer of at least {low}.")
+    return value

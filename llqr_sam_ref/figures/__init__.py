@@ -1,0 +1,6 @@
+"""What chapters share to draw and to check their own numbers."""
+
+from llqr_sam_ref.figures.says import says
+from llqr_sam_ref.figures.style import METHODS, new_figure, plot, use_book_style
+
+__all__ = ["METHODS", "new_figure", "plot", "says", "use_book_style"]
