@@ -10,7 +10,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Public PyTorch names and where they live; torch is imported when one of them is first touched.
-_TORCH_NAMES: dict[str, str] = {}
+_TORCH_NAMES: dict[str, str] = {
+    "Adaptive": "llqr_sam_ref.optim.metric",
+    "Euclidean": "llqr_sam_ref.optim.metric",
+    "Fisher": "llqr_sam_ref.optim.metric",
+    "Monge": "llqr_sam_ref.optim.metric",
+    "Preconditioned": "llqr_sam_ref.optim.metric",
+    "SAM": "llqr_sam_ref.optim.sam",
+    "frozen_batch_stats": "llqr_sam_ref.optim.batchnorm",
+}
 
 __all__ = ["__version__", *_TORCH_NAMES]
 

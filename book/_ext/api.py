@@ -1,0 +1,75 @@
+"""The directive ``api``: every public module of a package, each a section with all its public members.
+
+A module added to the package appears on the page by itself. Docstrings are plain text: characters that mean
+something to reStructuredText stand for themselves, and indented lines are formulas.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from importlib import import_module
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+
+def public_modules(package: str) -> list[str]:
+    """Names of the package's modules, private ones left out, in alphabetical order."""
+    found = pkgutil.iter_modules(import_module(package).__path__)
+    return sorted(module.name for module in found if not module.name.startswith("_"))
+
+
+class Api(SphinxDirective):
+    """Sections of ``automodule``, one a module."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the sections."""
+        return [self._section(self.arguments[0], name) for name in public_modules(self.arguments[0])]
+
+    def _section(self, package: str, name: str) -> nodes.section:
+        section = nodes.section(ids=[f"module-{name}"], names=[name])
+        section += nodes.title("", "", nodes.literal("", name))
+        lines = ["```{eval-rst}", f".. automodule:: {package}.{name}", "   :members:", "```"]
+        self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, section)
+        return section
+
+
+def _plain_text(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Escape inline markup outside ``code``, and set indented lines before the first section as literal text."""
+    result: list[str] = []
+    in_sections = False
+    if what in {"property", "attribute"} and lines:
+        lines[0] = f": {lines[0]}"  # napoleon reads "type: text" there, and in Returns; ours begin with the text
+    for line in lines:
+        if result and re.match(r"(Returns|Yields):$", result[-1]):
+            line = re.sub(r"^(\s*)", r"\1: ", line)
+        in_sections = in_sections or bool(re.match(r"(Args|Attributes|Returns|Yields|Raises|Example):$", line))
+        formula = not in_sections and line.startswith("  ")
+        if formula and result and not result[-1].startswith("  "):
+            while result and not result[-1]:
+                result.pop()
+            result += ["", "::", ""]
+        elif line and not formula and result and result[-1].startswith("  ") and not in_sections:
+            result.append("")
+        result.append(line if formula else _escape(line))
+    lines[:] = result
+
+
+def _escape(line: str) -> str:
+    parts = re.split(r"(``.+?``)", line)
+    parts[::2] = [re.sub(r"([*|])|(?<=\w)_(?!\w)", lambda match: "\\" + match[0], part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.add_directive("api", Api)
+    app.connect("autodoc-process-docstring", _plain_text, priority=400)  # before napoleon reads the sections
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

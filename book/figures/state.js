@@ -1,0 +1,52 @@
+// A figure's state: one value per control (plus its variants), from attributes and from the address.
+const clamp = (v, lo, hi) => Math.min(hi, Math.max(lo, v));
+const STEPS = 120;                                               // positions of a logarithmic slider
+
+// Nearest value that the control can show. Linear sliders snap to their step, logarithmic ones to three digits.
+export const snap = (control, v) => {
+  const { min, max, step, log } = control;
+  if (log) return Number(clamp(v, min, max).toPrecision(3));
+  return Number(clamp(min + Math.round((v - min) / step) * step, min, max).toPrecision(12));
+};
+// Between a value and the position of its slider.
+export const position = (control, v) => control.log ? Math.round(STEPS * Math.log(v / control.min) / Math.log(control.max / control.min)) : v;
+export const valueAt = (control, p) => snap(control, control.log ? control.min * (control.max / control.min) ** (p / STEPS) : p);
+export const range = control => control.log ? { min: 0, max: STEPS, step: 1 } : { min: control.min, max: control.max, step: control.step };
+
+// The value that a text stands for, or an error that says what is allowed.
+export const read = (control, text) => {
+  const { name, choose, check, min, max } = control;
+  if (choose) {
+    if (!(text in choose)) throw new RangeError(`${name}=${JSON.stringify(text)} is not one of ${Object.keys(choose).join(", ")}`);
+    return text;
+  }
+  if (check) {
+    if (!["yes", "no"].includes(text)) throw new RangeError(`${name}=${JSON.stringify(text)} must be yes or no`);
+    return text === "yes";
+  }
+  const v = Number(text);
+  if (String(text).trim() === "" || !(v >= min && v <= max)) throw new RangeError(`${name}=${JSON.stringify(text)} must be a number from ${min} to ${max}`);
+  return v;
+};
+export const write = v => v === true ? "yes" : v === false ? "no" : String(v);
+
+// The state that a figure opens with. Unknown options are errors: a misspelled attribute must not pass in silence.
+export const initial = (figure, options) => {
+  const state = {}, names = [...figure.controls.map(c => c.name), ...Object.keys(figure.variants ?? {})];
+  for (const name of Object.keys(options)) if (!names.includes(name)) throw new RangeError(`unknown option ${name}; choose from ${names.join(", ")}`);
+  for (const [name, allowed] of Object.entries(figure.variants ?? {}))
+    state[name] = name in options ? read({ name, choose: Object.fromEntries(allowed.map(a => [a, a])) }, options[name]) : allowed[0];
+  Object.assign(state, figure.opens?.(state));                    // a variant may bring its own defaults
+  for (const control of figure.controls) state[control.name] = control.name in options ? read(control, options[control.name]) : state[control.name] ?? control.value;
+  return state;
+};
+
+// "#fig=cycle&h=4" -> {h: 4} when `names` holds "cycle"; anything that does not fit is left out.
+export const fromAddress = (figure, hash, names) => {
+  const given = new URLSearchParams(hash.replace(/^#/, "")), out = {};
+  if (!names.includes(given.get("fig"))) return null;
+  for (const control of figure.controls) if (given.has(control.name)) try { out[control.name] = read(control, given.get(control.name)); } catch { /* keep the old value */ }
+  return out;
+};
+export const toAddress = (name, state, first) =>
+  "#" + [["fig", name], ...Object.entries(state).filter(([k, v]) => v !== first[k])].map(([k, v]) => `${k}=${encodeURIComponent(write(v))}`).join("&");

@@ -1,0 +1,402 @@
+"""The defended preconditioner: the closed-form minimizer of J over white probes in the probes' eigenbasis.
+
+With probes v white in an orthogonal basis E (v v' averages to I),
+
+    E J(U) = 1/2 |F^{1/2} U - F^{-1/2}|^2 + const,
+
+and over U = E diag(d) E' the minimizer is d_i = 1/(E'F E)_ii: no inner loop, positive by construction. F is
+the Fisher matrix of the mean loss. Gradients V_j of the mean loss on m examples against labels drawn from the
+model have E V V' = F/m, so that m (E'V)^2 averages to diag(E'F E): squares, never negative.
+What is kept is an E-KFAC curvature whose bases come from gradients; what LLQR adds is the derivation.
+Everything here is per array of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from llqr_sam_ref.errors import check_choice, check_count, check_number
+from llqr_sam_ref.exact.precondition import check_probes
+from llqr_sam_ref.exact.preconditioner import Block, Preconditioner
+from llqr_sam_ref.exact.structures import (
+    STRUCTURES,
+    TWO_SIDED,
+    Array,
+    Shape,
+    Structure,
+    entries,
+    structure_for,
+)
+
+Basis = Float[np.ndarray, "side side"] | None
+Bases = tuple[Basis, Basis]
+
+SEPARABLE_SWEEPS = 5
+RIDGE = 1e-7
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What is known of one array's curvature.
+
+    Args:
+        shape: of the array.
+        structure: how U will act on it.
+        c: the curvature: a mean (1,) for scalar, F (p, p) for dense, else diag(E'F E) in the array's shape.
+        bases: E_Psi (output side) and E_Phi (input side); None stands for the identity.
+        grams: averages of V V' and V'V, one per side that has a basis, else None.
+    """
+
+    shape: Shape
+    structure: Structure
+    c: Array
+    bases: Bases = (None, None)
+    grams: Bases = (None, None)
+
+    @property
+    def trace(self) -> float:
+        """The trace of F on this array's weights."""
+        if self.structure.name == "scalar":
+            return float(self.c[0]) * entries(self.shape)
+        return float(np.trace(self.c) if self.structure.name == "dense" else np.sum(self.c))
+
+
+@dataclass(frozen=True, eq=False)
+class CurvatureEstimate:
+    """The curvature of all arrays, averaged over refits.
+
+    Args:
+        estimates: one per array, in the order of the flat weight vector.
+        refits: how often it was updated.
+        bases_drawn: how often the eigenbases were computed.
+    """
+
+    estimates: tuple[Estimate, ...]
+    refits: int = 0
+    bases_drawn: int = 0
+
+    @property
+    def size(self) -> int:
+        """The number of weights, d."""
+        return sum(entries(estimate.shape) for estimate in self.estimates)
+
+    @property
+    def trace(self) -> float:
+        """The trace of F over all weights."""
+        return sum(estimate.trace for estimate in self.estimates)
+
+
+def no_curvature(shapes: Sequence[Shape], structure: str, max_side: int = 1024) -> CurvatureEstimate:
+    """The state before the first refit: zero curvature, identity bases.
+
+    Args:
+        shapes: of the arrays, in the order of the flat weight vector.
+        structure: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac" or "dense".
+        max_side: sides of a matrix wider than this keep the identity basis.
+
+    Returns:
+        The state.
+
+    Raises:
+        ValueError: an unknown structure, an array that is neither vector nor matrix, a negative max_side.
+    """
+    check_choice("structure", structure, STRUCTURES)
+    check_count("max_side", max_side, low=0)
+    estimates = []
+    for shape in map(tuple, shapes):
+        kind, p = structure_for(structure, shape), entries(shape)
+        c = np.zeros({"scalar": (1,), "dense": (p, p)}.get(kind.name, shape))
+        bases: Bases = (None, None)
+        grams: Bases = (None, None)
+        if kind.name in TWO_SIDED:
+            rows, columns = (side if side <= max_side else None for side in shape)
+            bases = (_eye(rows), _eye(columns))
+            grams = (_zeros(rows), _zeros(columns))
+        estimates.append(Estimate(shape, kind, c, bases, grams))
+    return CurvatureEstimate(tuple(estimates))
+
+
+def _eye(side: int | None) -> Basis:
+    return None if side is None else np.eye(side)
+
+
+def _zeros(side: int | None) -> Basis:
+    return None if side is None else np.zeros((side, side))
+
+
+def average_gain(decay: float, count: int) -> float:
+    """How far a bias-corrected average moves to its count-th sample: (1 - decay)/(1 - decay^count).
+
+    Args:
+        decay: beta in [0, 1).
+        count: 1 for the first sample, which is then taken whole.
+
+    Returns:
+        The gain a of  average <- average + a (sample - average).
+
+    Raises:
+        ValueError: a decay outside [0, 1) or a count below 1.
+
+    Source: Kingma and Ba 2015 (arXiv 1412.6980), bias correction, written as a recursion.
+    """
+    decay = check_number("decay", decay, low=0.0, high=1.0, open_high=True)
+    return (1 - decay) / (1 - decay ** check_count("count", count))
+
+
+def basis_due(refit: int, basis_every: int) -> bool:
+    """Whether refit number ``refit`` (the first is 1) computes bases: at 1, at 2 and at multiples of b.
+
+    Args:
+        refit: number of the refit, from 1.
+        basis_every: b.
+
+    Returns:
+        True if it does.
+    """
+    return refit <= 2 or refit % basis_every == 0
+
+
+def eigenbasis(gram: Float[np.ndarray, "side side"]) -> Basis:
+    """The eigenvectors of a Gram matrix, as columns, eigenvalues rising; None if the matrix is zero.
+
+    Args:
+        gram: symmetric, positive semidefinite.
+
+    Returns:
+        An orthogonal matrix. The matrix is divided by its trace and gets 1e-7 I first: same eigenvectors,
+        and no trouble with the scale.
+    """
+    trace = float(np.trace(gram))
+    if trace <= 0:
+        return None
+    vectors: Float[np.ndarray, "side side"] = np.linalg.eigh(gram / trace + RIDGE * np.eye(len(gram)))[1]
+    return vectors
+
+
+def carry_diagonal(c: Float[np.ndarray, "m n"], old: Bases, new: Bases) -> Float[np.ndarray, "m n"]:
+    """The diagonal c of a matrix in the old bases, as a diagonal in the new ones, off-diagonals unknown.
+
+    c <- (E_Psi,new' E_Psi,old)^{o2} c ((E_Phi,new' E_Phi,old)^{o2})', entrywise squares: sum c is kept.
+
+    Args:
+        c: diagonal in the old bases, in the array's shape.
+        old: E_Psi and E_Phi that c belongs to; None stands for the identity, on a side that keeps it.
+        new: E_Psi and E_Phi to carry it to.
+
+    Returns:
+        The diagonal in the new bases.
+
+    Source: the book, chapter 18; the diagonal of R'diag(c)R for R = E_old' E_new.
+    """
+    if old[0] is not None and new[0] is not None:
+        c = (new[0].T @ old[0]) ** 2 @ c
+    if old[1] is not None and new[1] is not None:
+        c = c @ ((new[1].T @ old[1]) ** 2).T
+    return c
+
+
+def _rotate(V: Float[np.ndarray, "k m n"], bases: Bases) -> Float[np.ndarray, "k m n"]:
+    if bases[0] is not None:
+        V = bases[0].T @ V
+    if bases[1] is not None:
+        V = V @ bases[1]
+    return V
+
+
+def update_curvature(
+    curvature: CurvatureEstimate,
+    probes: Float[np.ndarray, "k d"],
+    scale: float,
+    *,
+    curvature_ema: float = 0.95,
+    basis_ema: float = 0.8,
+    basis_every: int = 5,
+    bases: Sequence[Bases] | None = None,
+) -> CurvatureEstimate:
+    """One refit of the curvature estimate from k probe gradients V_j.
+
+    If bases are due:  Grams <- average of (scale/k) sum_j V_j V_j' and V_j'V_j;  E <- their eigenvectors;
+                       c carried over.
+    Always:            c <- average of (scale/k) sum_j (E_Psi' V_j E_Phi)^{o2}.
+    Averages are bias-corrected.
+
+    Args:
+        curvature: the state.
+        probes: V_j, gradients of the mean loss on micro-batches, shape (k, d).
+        scale: what makes E V V' the Fisher matrix: m, the examples in a micro-batch (m n for a summed loss).
+        curvature_ema: decay of c.
+        basis_ema: decay of the Gram matrices.
+        basis_every: b; bases are computed at refits 1, 2 and every multiple of b.
+        bases: take these instead of computing eigenvectors, one pair per array, when bases are due: two
+            implementations agree only in one basis, for eigenvectors of equal eigenvalues are free to turn.
+
+    Returns:
+        The new state.
+
+    Raises:
+        ValueError: probes or bases that do not fit or are not finite, a setting out of its range.
+
+    Source: George et al. 2018 (arXiv 1806.03884), E-KFAC, with Shampoo's bases (arXiv 1802.09568).
+    """
+    probes = check_probes(probes, curvature.size)
+    check_number("scale", scale, low=0.0, open_low=True)
+    check_count("basis_every", basis_every)
+    refit = curvature.refits + 1
+    draw = basis_due(refit, basis_every)
+    drawn = curvature.bases_drawn + draw
+    gain = average_gain(curvature_ema, refit)
+    gain_basis = average_gain(basis_ema, max(drawn, 1))
+    if bases is not None and len(bases) != len(curvature.estimates):
+        raise ValueError(
+            f"bases holds {len(bases)} pairs; pass one (E_Psi, E_Phi) for each array, "
+            f"{len(curvature.estimates)} in all."
+        )
+    stops = np.cumsum([entries(estimate.shape) for estimate in curvature.estimates])
+    estimates = []
+    for index, (estimate, flat) in enumerate(
+        zip(curvature.estimates, np.split(probes, stops[:-1], axis=1), strict=True)
+    ):
+        V = flat.reshape(-1, *estimate.shape)
+        if draw and estimate.structure.name in TWO_SIDED:
+            given = None if bases is None else bases[index]
+            estimate = _turn(estimate, V, scale, gain_basis, given)
+        sample = _sample(estimate, V) * (scale / len(V))
+        estimates.append(replace(estimate, c=estimate.c + gain * (sample - estimate.c)))
+    return CurvatureEstimate(tuple(estimates), refit, drawn)
+
+
+def _sample(estimate: Estimate, V: Float[np.ndarray, "k ..."]) -> Array:
+    """sum_j of what one probe says about c."""
+    if estimate.structure.name == "dense":
+        flat = V.reshape(len(V), -1)
+        outer: Array = flat.T @ flat
+        return outer
+    if estimate.structure.name in TWO_SIDED:
+        V = _rotate(V, estimate.bases)
+    squares: Array = np.sum(V**2, axis=0)
+    return np.mean(squares).reshape(1) if estimate.structure.name == "scalar" else squares
+
+
+def _turn(
+    estimate: Estimate, V: Float[np.ndarray, "k m n"], scale: float, gain: float, given: Bases | None
+) -> Estimate:
+    """Average the Gram matrices, take new bases, carry c over."""
+    samples = (np.einsum("kij,klj->il", V, V), np.einsum("kij,kil->jl", V, V))
+    grams: list[Basis] = []
+    bases: list[Basis] = []
+    for side in range(2):
+        old, gram = estimate.bases[side], estimate.grams[side]
+        if old is None or gram is None:
+            grams.append(None)
+            bases.append(None)
+            continue
+        gram = gram + gain * (samples[side] * (scale / len(V)) - gram)
+        grams.append(gram)
+        new = eigenbasis(gram) if given is None else given[side]
+        if new is not None and new.shape != old.shape:
+            raise ValueError(
+                f"bases holds a matrix of shape {new.shape}; pass an orthogonal one of shape {old.shape}."
+            )
+        bases.append(old if new is None else new)
+    turned: Bases = (bases[0], bases[1])
+    return replace(
+        estimate,
+        c=carry_diagonal(estimate.c, estimate.bases, turned),
+        bases=turned,
+        grams=(grams[0], grams[1]),
+    )
+
+
+def relative_damping(curvature: CurvatureEstimate, delta: float) -> float:
+    """Delta times the mean curvature, mu = delta tr(F)/d: one number for all weights.
+
+    Args:
+        curvature: the state.
+        delta: relative damping.
+
+    Returns:
+        mu, in units of curvature.
+
+    Raises:
+        ValueError: a negative delta.
+
+    Source: the book, chapter 18.
+    """
+    return check_number("delta", delta, low=0.0) * curvature.trace / curvature.size
+
+
+def separable_minimizer(
+    c: Float[np.ndarray, "m n"],
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " n"]]:
+    """The minimizer d_Psi d_Phi' of E J over rank-one diagonals, by five alternating sweeps from ones.
+
+    E J = sum_ij [-a_i b_j + 1/2 c_ij a_i^2 b_j^2], a = d_Psi, b = d_Phi; each sweep solves for a, then b:
+
+        a_i = sum_j b_j / sum_j c_ij b_j^2,        b_j = sum_i a_i / sum_i c_ij a_i^2.
+
+    Args:
+        c: damped curvature, positive, shape (m, n).
+
+    Returns:
+        d_Psi (m,) and d_Phi (n,), both positive; exact after one sweep where c has rank one.
+
+    Source: block coordinate descent on the objective of thm-random-probe-optimum.
+    """
+    b = np.ones(c.shape[1])
+    a = np.ones(c.shape[0])
+    for _ in range(SEPARABLE_SWEEPS):
+        a = np.sum(b) / (c @ b**2)
+        b = np.sum(a) / (c.T @ a**2)
+    return a, b
+
+
+def minimizer(curvature: CurvatureEstimate, mu: float) -> Preconditioner:
+    """The minimizer of E J, white probes, in each array's structure: U = E diag(1/(c + mu)) E' and its kin.
+
+    scalar 1/(mean c + mu); diagonal, ekfac 1/(c + mu); dense (F + mu I)^{-1}; separable-ekfac d_Psi d_Phi' by
+    ``separable_minimizer``; kronecker the same U multiplied out, Phi = E_Phi diag(d_Phi) E_Phi'.
+
+    Args:
+        curvature: the state after at least one refit.
+        mu: damping, in units of curvature, positive.
+
+    Returns:
+        U, symmetric positive definite.
+
+    Raises:
+        ValueError: a damping that is not positive.
+
+    Source: the book, thm-random-probe-optimum.
+    """
+    mu = check_number("mu", mu, low=0.0, open_low=True)
+    return Preconditioner(
+        tuple(
+            Block(estimate.structure, estimate.shape, _factors(estimate, mu))
+            for estimate in curvature.estimates
+        )
+    )
+
+
+def _factors(estimate: Estimate, mu: float) -> dict[str, Array]:
+    name, damped = estimate.structure.name, estimate.c + mu
+    if name == "scalar":
+        return {"u": 1 / damped}
+    if name == "diagonal":
+        return {"d": 1 / damped}
+    if name == "dense":
+        inverse = np.linalg.inv(estimate.c + mu * np.eye(len(estimate.c)))
+        return {"U": (inverse + inverse.T) / 2}
+    E_Psi, E_Phi = (
+        np.eye(side) if basis is None else basis
+        for side, basis in zip(estimate.shape, estimate.bases, strict=True)
+    )
+    if name == "ekfac":
+        return {"E_Phi": E_Phi, "E_Psi": E_Psi, "D": 1 / damped}
+    d_Psi, d_Phi = separable_minimizer(damped)
+    if name == "separable-ekfac":
+        return {"E_Phi": E_Phi, "E_Psi": E_Psi, "d_Phi": d_Phi, "d_Psi": d_Psi}
+    return {"Phi": (E_Phi * d_Phi) @ E_Phi.T, "Psi": (E_Psi * d_Psi) @ E_Psi.T}

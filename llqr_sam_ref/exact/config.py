@@ -1,0 +1,172 @@
+"""What an LLQR run is told: one table of choices, their legal combinations, and the base optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llqr_sam_ref.errors import check_choice, check_count, check_number
+from llqr_sam_ref.exact.structures import STRUCTURES
+
+CHOICES = {
+    "structure": tuple(STRUCTURES),
+    "divergence": ("fisher", "gauss-newton", "newton"),
+    "solver": ("closed-form", "inner-loop"),
+    "probe_vector": ("sampled", "gradient"),
+    "reduction": ("mean", "sum"),
+    "damping_kind": ("relative", "absolute"),
+    "acts_on": ("update", "gradient"),
+    "step_rule": ("rms", "rms-per-tensor", "graft", "none"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What LLQR does; the defaults are the ones the book defends.
+
+    Args:
+        structure: of U.
+        divergence: whose second order is G.
+        every: training steps between refits; the first is at step 0.
+        solver: "closed-form" (one block per array) or "inner-loop" (scalar, diagonal, dense: one per layer).
+        probes: k, micro-batches whose gradients are the probes.
+        probe_vector: gradients against labels sampled from the model, or against the true labels.
+        reduction: "sum" multiplies the curvature of the mean loss by the number of probe examples.
+        damping: mu (absolute, units of curvature) or delta (relative to the mean curvature).
+        damping_kind: which of the two.
+        acts_on: whether U multiplies the gradient or the base optimizer's update.
+        step_rule: what then happens to the length of S = U v: root mean square 1 over all weights, or over
+            each array; the length of v; or nothing.
+        curvature_ema: decay of the curvature diagonal (closed form).
+        basis_ema: decay of the Gram matrices behind the bases (closed form).
+        basis_every: b, bases at refits 1, 2 and every multiple of b (closed form).
+        max_side: wider sides keep the identity basis (closed form).
+        inner_steps: T (inner loop).
+        inner_lr: eta_U (inner loop).
+        inner_momentum: heavy ball of the inner loop.
+        clip: largest norm of a stored array's gradient, None for no clip (inner loop).
+        warm_start: start from the current U, else from the identity (inner loop).
+        ema: gamma, decay of the stored arrays over refits (inner loop).
+        positive: whether U is positive by construction: always so in closed form; logarithms and roots in the
+            inner loop.
+        allow_inversion: leave negative entries of an unconstrained scalar or diagonal U alone (inner loop).
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or a combination that has no meaning.
+
+    Source: LLQR, arXiv 2605.04230, and LLQR+SAM, arXiv 2605.16134; the book, chapters 16 to 18 and 21.
+    """
+
+    structure: str = "ekfac"
+    divergence: str = "fisher"
+    every: int = 10
+    solver: str = "closed-form"
+    probes: int = 8
+    probe_vector: str = "sampled"
+    reduction: str = "mean"
+    damping: float = 0.03
+    damping_kind: str = "relative"
+    acts_on: str = "update"
+    step_rule: str = "rms"
+    curvature_ema: float = 0.95
+    basis_ema: float = 0.8
+    basis_every: int = 5
+    max_side: int = 1024
+    inner_steps: int = 50
+    inner_lr: float = 1e-3
+    inner_momentum: float = 0.9
+    clip: float | None = 5.0
+    warm_start: bool = True
+    ema: float = 0.95
+    positive: bool = True
+    allow_inversion: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            check_choice(name, getattr(self, name), allowed)
+        for name in ("every", "probes", "basis_every"):
+            check_count(name, getattr(self, name))
+        for name in ("inner_steps", "max_side"):
+            check_count(name, getattr(self, name), low=0)
+        for name in ("curvature_ema", "basis_ema", "inner_momentum"):
+            check_number(name, getattr(self, name), low=0.0, high=1.0, open_high=True)
+        check_number("ema", self.ema, low=0.0, high=1.0)
+        check_number("inner_lr", self.inner_lr, low=0.0)
+        check_number("damping", self.damping, low=0.0, open_low=self.solver == "closed-form")
+        if self.clip is not None:
+            check_number("clip", self.clip, low=0.0, open_low=True)
+        for wrong, message in self._combinations():
+            if wrong:
+                raise ValueError(message)
+
+    def _combinations(self) -> tuple[tuple[bool, str], ...]:
+        """What the table of legal combinations of solver, divergence, damping and positivity rules out."""
+        closed = self.solver == "closed-form"
+        return (
+            (
+                closed and self.divergence != "fisher",
+                f"divergence={self.divergence!r} has no closed form; use solver='inner-loop'.",
+            ),
+            (
+                closed and not self.positive,
+                "positive=False needs free factors, and the closed form has none; use solver='inner-loop'.",
+            ),
+            (
+                not closed and self.damping_kind == "relative",
+                "damping_kind='relative' needs a curvature estimate, and solver='inner-loop' keeps none; "
+                "use damping_kind='absolute'.",
+            ),
+        )
+
+    @classmethod
+    def published(cls, **overrides: Any) -> Config:
+        """The authors' settings, oddities included: a summed Fisher and ema 0.95, or a mean Hessian and 0.9.
+
+        Args:
+            **overrides: fields to change.
+
+        Returns:
+            The configuration.
+
+        Source: LLQR, arXiv 2605.04230, and its published code.
+        """
+        newton = overrides.get("divergence") == "newton"
+        settings: dict[str, Any] = {
+            "structure": "diagonal",
+            "every": 1000,
+            "solver": "inner-loop",
+            "probes": 1,
+            "probe_vector": "gradient",
+            "reduction": "mean" if newton else "sum",
+            "damping": 0.0,
+            "damping_kind": "absolute",
+            "acts_on": "gradient",
+            "step_rule": "none",
+            "ema": 0.9 if newton else 0.95,
+            "positive": False,
+        }
+        return cls(**(settings | overrides))
+
+
+@dataclass(frozen=True)
+class HeavyBall:
+    """The base optimizer: m <- beta m + v, and the direction m, or v + beta m with Nesterov's look-ahead.
+
+    Args:
+        beta: momentum.
+        nesterov: which direction.
+        wd: weight decay.
+
+    Raises:
+        ValueError: beta outside [0, 1) or a negative decay.
+
+    Source: Polyak 1964; Sutskever et al. 2013; the buffer starts at zero.
+    """
+
+    beta: float = 0.9
+    nesterov: bool = True
+    wd: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, low=0.0, high=1.0, open_high=True)
+        check_number("wd", self.wd, low=0.0)

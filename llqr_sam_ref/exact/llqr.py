@@ -1,0 +1,303 @@
+"""LLQR and LLQR+SAM, step by step, as pure functions: what any implementation must reproduce.
+
+One training step at weights w, with a base optimizer that is (Nesterov) heavy ball:
+
+    if due:   refit U at w                              closed form, or inner loop and moving average
+    g         gradient at w, or at w + epsilon          epsilon = rho U v/|U v|
+    acts_on "gradient":  S = rule(U g, g);  m <- beta m + S + wd w;  w <- w - eta (m, or S + wd w + beta m)
+    acts_on "update":    m <- beta m + g;  M = m, or g + beta m;  S = rule(U M, M);  w <- w - eta (S + wd w)
+
+The first is the authors' order; the second, with a fixed root mean square of S, is the default. Flat vectors
+everywhere; ``layers`` says how they split into arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from llqr_sam_ref.errors import check_choice, check_count, check_number
+from llqr_sam_ref.exact._arrays import check_vector
+from llqr_sam_ref.exact.closed_form import (
+    Bases,
+    CurvatureEstimate,
+    minimizer,
+    no_curvature,
+    relative_damping,
+    update_curvature,
+)
+from llqr_sam_ref.exact.config import CHOICES, Config, HeavyBall
+from llqr_sam_ref.exact.geometry import Metric, ascent_step
+from llqr_sam_ref.exact.precondition import Curvature, average, curvature_product, guard_signs, inner_loop
+from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
+from llqr_sam_ref.exact.structures import Layers, Shape, entries
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Everything that a step reads and writes.
+
+    Args:
+        w: weights, flat (d,).
+        U: preconditioner; the identity until the first refit.
+        m: momentum buffer (d,).
+        curvature: the closed form's memory; None with the inner loop.
+        shapes: of the arrays, in flat order.
+        steps: training steps taken.
+        last_refit: value of ``steps`` at the last refit, -1 before the first.
+    """
+
+    w: Float[np.ndarray, " d"]
+    U: Preconditioner
+    m: Float[np.ndarray, " d"]
+    curvature: CurvatureEstimate | None
+    shapes: tuple[Shape, ...]
+    steps: int = 0
+    last_refit: int = -1
+
+
+def start(config: Config, w: ArrayLike, layers: Layers) -> State:
+    """The state before the first step.
+
+    Args:
+        config: what LLQR does.
+        w: weights, flat (d,).
+        layers: for each layer the shapes of its arrays, in flat order.
+
+    Returns:
+        The state with U = I, zero momentum, no curvature.
+
+    Raises:
+        ValueError: weights that do not fit the shapes, or are not finite.
+
+    Source: the book, chapter 21.
+    """
+    closed = config.solver == "closed-form"
+    U = identity_preconditioner(
+        layers, config.structure, per_layer=not closed, positive=config.positive and not closed
+    )
+    shapes = tuple(tuple(shape) for layer in layers for shape in layer)
+    w = check_vector("w", w, U.size)
+    memory = no_curvature(shapes, config.structure, config.max_side) if closed else None
+    return State(w, U, np.zeros_like(w), memory, shapes)
+
+
+def refit_due(config: Config, state: State) -> bool:
+    """Whether no refit has happened yet in the current period of ``every`` steps.
+
+    Args:
+        config: what LLQR does.
+        state: before the step.
+
+    Returns:
+        True at steps 0, every, 2 every, ..., and later as long as the refit is overdue.
+    """
+    return state.steps // config.every > state.last_refit // config.every
+
+
+def refit(
+    config: Config,
+    state: State,
+    probes: Float[np.ndarray, "k d"],
+    examples: int,
+    curvature: Curvature | None = None,
+    bases: list[Bases] | None = None,
+) -> State:
+    """Learn U anew at the present weights.
+
+    Args:
+        config: what LLQR does.
+        state: before the refit.
+        probes: k gradients of the mean loss, over m = n/k examples each, against the labels of
+            ``probe_vector``.
+        examples: n, examples in the whole probe batch.
+        curvature: G of the mean loss over the probe batch (inner loop only), as a matrix or a product.
+        bases: eigenbases to take instead of computing them (closed form only).
+
+    Returns:
+        The state with the new U.
+
+    Raises:
+        ValueError: probes of another number or shape, a batch they do not divide, or a missing curvature.
+
+    Source: the book, chapters 16 and 18; LLQR, arXiv 2605.04230.
+    """
+    probes = np.atleast_2d(probes)
+    check_count("examples", examples)
+    if len(probes) != config.probes or examples % config.probes:
+        raise ValueError(
+            f"probes has {len(probes)} rows from {examples} examples; "
+            f"pass the gradients of {config.probes} equal shards."
+        )
+    summed = examples if config.reduction == "sum" else 1
+    if state.curvature is not None:
+        return _refit_closed(config, state, state.curvature, probes, examples / config.probes * summed, bases)
+    if curvature is None:
+        raise ValueError(
+            "curvature=None, but solver='inner-loop' needs G; pass a matrix or a product v -> G v."
+        )
+    multiply = curvature_product(curvature, size=state.U.size)
+    origin = state.U if config.warm_start else state.U.identity()
+    new = inner_loop(
+        origin,
+        probes,
+        lambda v: summed * multiply(v),
+        config.damping,
+        steps=config.inner_steps,
+        eta_U=config.inner_lr,
+        beta=config.inner_momentum,
+        clip=config.clip,
+    )
+    U = average(state.U, new, config.ema)
+    if config.structure in {"scalar", "diagonal"} and not config.positive and not config.allow_inversion:
+        U = guard_signs(U)
+    return replace(state, U=U, last_refit=state.steps)
+
+
+def _refit_closed(
+    config: Config,
+    state: State,
+    memory: CurvatureEstimate,
+    probes: Float[np.ndarray, "k d"],
+    scale: float,
+    bases: list[Bases] | None,
+) -> State:
+    memory = update_curvature(
+        memory,
+        probes,
+        scale,
+        curvature_ema=config.curvature_ema,
+        basis_ema=config.basis_ema,
+        basis_every=config.basis_every,
+        bases=bases,
+    )
+    mu = config.damping if config.damping_kind == "absolute" else relative_damping(memory, config.damping)
+    U = state.U if mu == 0 else minimizer(memory, mu)  # no curvature seen at all: nothing learned
+    return replace(state, U=U, curvature=memory, last_refit=state.steps)
+
+
+def step_rule(
+    rule: str, S: Float[np.ndarray, " d"], v: Float[np.ndarray, " d"], shapes: tuple[Shape, ...]
+) -> Float[np.ndarray, " d"]:
+    """Set the length of S = U v.
+
+    "rms": S sqrt(d)/|S|; "rms-per-tensor": the same array by array; "graft": S |v|/|S|; "none": S.
+    Zero stays zero.
+
+    Args:
+        rule: which.
+        S: preconditioned vector.
+        v: what U was applied to.
+        shapes: of the arrays, in flat order.
+
+    Returns:
+        The step, before the learning rate.
+
+    Raises:
+        ValueError: an unknown rule.
+
+    Source: the book, chapter 21; grafting: Agarwal et al. 2020 (arXiv 2002.11803).
+    """
+    check_choice("rule", rule, CHOICES["step_rule"])
+    if rule == "none":
+        return S
+    if rule == "graft":
+        return _with_length(S, float(np.linalg.norm(v)))
+    if rule == "rms":
+        return _with_length(S, math.sqrt(S.size))
+    stops = np.cumsum([entries(shape) for shape in shapes])
+    return np.concatenate([_with_length(part, math.sqrt(part.size)) for part in np.split(S, stops[:-1])])
+
+
+def _with_length(S: Float[np.ndarray, " d"], length: float) -> Float[np.ndarray, " d"]:
+    present = float(np.linalg.norm(S))
+    return S if present == 0 else S * (length / present)
+
+
+def update(
+    config: Config, state: State, gradient: ArrayLike, eta: float, base: HeavyBall | None = None
+) -> State:
+    """One training step from a gradient (for LLQR+SAM, the gradient at the perturbed weights).
+
+    Args:
+        config: what LLQR does.
+        state: before the step.
+        gradient: g, flat (d,).
+        eta: learning rate; with a fixed root mean square, the RMS change of a weight in this step.
+        base: the base optimizer; none given means Nesterov momentum 0.9 without decay.
+
+    Returns:
+        The state after the step.
+
+    Raises:
+        ValueError: a gradient that does not fit or is not finite, a negative learning rate.
+
+    Source: LLQR, arXiv 2605.04230 (acts_on "gradient"); the book, (21.1), (21.2).
+    """
+    g = check_vector("gradient", gradient, state.w.size)
+    eta = check_number("eta", eta, low=0.0)
+    base = HeavyBall() if base is None else base
+    if config.acts_on == "gradient":
+        S = step_rule(config.step_rule, state.U.apply(g), g, state.shapes)
+        v = S + base.wd * state.w
+        m = base.beta * state.m + v
+        move = v + base.beta * m if base.nesterov else m
+    else:
+        m = base.beta * state.m + g
+        M = g + base.beta * m if base.nesterov else m
+        move = step_rule(config.step_rule, state.U.apply(M), M, state.shapes) + base.wd * state.w
+    return replace(state, w=state.w - eta * move, m=m, steps=state.steps + 1)
+
+
+@dataclass(frozen=True)
+class Learned(Metric):
+    """G = U^{-1}: LLQR+SAM's metric, the seam with a learned preconditioner.
+
+    Args:
+        U: preconditioner.
+
+    Source: LLQR+SAM, arXiv 2605.16134; the book, thm-frozen-metric-is-sam.
+    """
+
+    U: Preconditioner
+
+    def multiply(self, v: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+        """G v = U^{-1} v."""
+        return np.linalg.solve(self.U.to_dense(), v)
+
+    def solve(self, v: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+        """G^{-1} v = U v."""
+        return self.U.apply(v)
+
+
+def perturbation(
+    U: Preconditioner, v: ArrayLike, rho: float, norm: str = "euclidean"
+) -> Float[np.ndarray, " d"]:
+    """The perturbation of LLQR+SAM: epsilon = rho U v/|U v|, or rho U v/sqrt(v'U v) in the dual norm.
+
+    Args:
+        U: preconditioner.
+        v: ascent vector, the gradient at the unperturbed weights or a centered one, flat (d,).
+        rho: radius.
+        norm: "euclidean", where the scale of U cannot matter, or "dual", the steepest step under G = U^{-1}.
+
+    Returns:
+        epsilon, zero where U v is zero.
+
+    Raises:
+        ValueError: a negative radius, an unknown norm, or v'U v < 0 with the dual norm.
+
+    Source: LLQR+SAM, arXiv 2605.16134; the book, (1.1), prop-norm-choice.
+    """
+    v = check_vector("v", v, U.size)
+    square = float(v @ U.apply(v))
+    if norm == "dual" and square < 0:
+        raise ValueError(
+            f"v'U v={square:.6g} has no square root: U is not positive definite; "
+            "use norm='euclidean' or positive=True."
+        )
+    return ascent_step(v, rho, Learned(U), norm)

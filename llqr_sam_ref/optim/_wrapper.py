@@ -1,0 +1,334 @@
+"""What SAM and LLQR share: an optimizer around another optimizer that is a torch.optim citizen itself.
+
+The base keeps what torch knows of (``state``, ``param_groups``, ``defaults``) and the wrapper only looks at
+it, so that schedulers, scalers, checkpointing and clipping see one optimizer. What the wrapper has to
+remember goes to two places, because these two survive torch's checkpoints, the distributed ones included:
+
+- options and counters of a group: plain numbers and names in ``param_groups``;
+- tensors of a parameter: ``self.own[parameter]``, merged into ``state_dict()`` under ``PREFIX`` and taken out
+  again before the base sees the dictionary. The base's own ``state`` never holds a foreign entry (Adam would
+  take it for state that it initialized itself), and the tensors keep their dtype (torch casts a base's to the
+  parameter's).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from llqr_sam_ref.optim.metric import Euclidean, Metric
+
+Closure = Callable[[], Any]
+_HOOKS = tuple(
+    f"_optimizer_{event}_{when}_hooks"
+    for event in ("step", "state_dict", "load_state_dict")
+    for when in ("pre", "post")
+)
+
+
+class OptimizerWrapper(Optimizer):
+    """An optimizer around ``base``: delegates what torch knows of, saves and copies what is its own.
+
+    A subclass sets ``PREFIX`` (and ``TRANSIENT``), passes its group options to ``__init__``, defines
+    ``step``, and may override :meth:`check_group`, :meth:`check_own` and :meth:`geometry`. Public names that
+    it does not have are looked up on the base, so ``SAM(LLQR(...)).refit`` is LLQR's.
+
+    Attributes:
+        base: the optimizer that takes the step.
+        own: the wrapper's tensors and numbers for each parameter, keys without prefix.
+        inside_perturbation: true on every wrapper of a stack while the SAM around it holds the weights at
+            w + epsilon.
+
+    Args:
+        base: the optimizer that takes the step.
+        **options: name and default of every entry that the wrapper adds to ``param_groups``.
+
+    Raises:
+        ValueError: ``base`` is not an optimizer, needs a closure, is differentiable, or has a hyperparameter
+            of one of these names itself.
+    """
+
+    PREFIX: ClassVar[str] = ""
+    """What the wrapper's keys in a parameter's saved state begin with, for instance "sam_"."""
+    TRANSIENT: ClassVar[tuple[str, ...]] = ()
+    """Attributes that copies and pickles leave behind (caches, callables): they become None."""
+
+    base: Optimizer
+    own: dict[Tensor, dict[str, Any]]
+    inside_perturbation: bool
+
+    def __init__(self, base: Optimizer, **options: Any) -> None:
+        name = type(self).__name__
+        if not isinstance(base, Optimizer):
+            raise ValueError(
+                f"base={base!r} is not an optimizer; pass an instance, as in "
+                f"{name}(torch.optim.SGD(model.parameters(), lr=0.1))."
+            )
+        closure = inspect.signature(type(base).step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"base={type(base).__name__} cannot step without a closure; pass a first-order one."
+            )
+        for layer in layers(base):
+            for option in options.keys() & inspect.signature(type(layer)).parameters.keys():
+                raise ValueError(
+                    f"base={type(layer).__name__} has a hyperparameter {option!r} of its own, which {name} "
+                    "needs in param_groups; pass another base."
+                )
+        self.base = base
+        self.own = {}
+        self._start()
+        filled = [self._with_defaults(group, options) for group in base.param_groups]
+        for group in filled:
+            self.check_group(group)
+        for group, new in zip(base.param_groups, filled, strict=True):
+            group.update(new)
+        base.defaults.update(options)
+
+    def _with_defaults(self, group: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """The group with the wrapper's defaults where the user set nothing."""
+        # A base that is wrapped anew, as when a notebook cell runs twice, takes the new default.
+        set_by_user = {
+            name: group[name]
+            for name in options
+            if name in group and group[name] != self.base.defaults.get(name)
+        }
+        return {**group, **options, **set_by_user}
+
+    def _start(self) -> None:
+        """Begin like a fresh optimizer, without hooks: torch's own copies and pickles drop them too."""
+        for hooks in _HOOKS:
+            setattr(self, hooks, OrderedDict())
+        self.inside_perturbation = False
+        self._patch_step_function()
+
+    # What torch knows of belongs to the base.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's groups, the wrapper's options among their entries."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The base's defaults, the wrapper's options among them."""
+        return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.base.defaults = defaults
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The base's state; while the wrapper has state of its own, a view of both under their saved names.
+
+        Distributed checkpointing reads here which entries a parameter has. Write to ``base.state``.
+        """
+        if not self.own:
+            return self.base.state
+        view: defaultdict[Tensor, Any] = defaultdict(dict, self.base.state)
+        for parameter, entries in self.own.items():
+            view[parameter] = {**view[parameter], **self._prefixed(entries)}
+        return view
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self.own = {}
+        self.base.state = state
+
+    def __getattr__(self, name: str) -> Any:
+        """Public names that the wrapper does not have are the base's."""
+        if name.startswith("_") or "base" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.base, name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base!r})"
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters.
+
+        Args:
+            set_to_none: drop the tensors instead of filling them with zeros.
+        """
+        self.base.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; options that it does not set take their defaults.
+
+        Args:
+            param_group: ``{"params": ..., "lr": ..., ...}`` with any option of the base or of the wrapper.
+
+        Raises:
+            ValueError: an option has a value that is not allowed; nothing is added.
+        """
+        self.check_group({**self.defaults, **param_group})
+        self.base.add_param_group(param_group)
+
+    # What a subclass may override.
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Check a group's options, before any of them is used.
+
+        Args:
+            group: the group, all defaults filled in; "params" may be anything.
+
+        Raises:
+            ValueError: an option has a value that is not allowed.
+        """
+        if group.get("differentiable"):
+            raise ValueError(
+                f"differentiable=True: {type(self).__name__} updates weights in place and cannot be "
+                "differentiated; pass differentiable=False."
+            )
+
+    def check_own(self, parameter: Tensor, entries: Mapping[str, Any]) -> None:
+        """Check what a checkpoint holds for a parameter, before anything is loaded.
+
+        Args:
+            parameter: the parameter that it belongs to.
+            entries: the wrapper's entries, keys without prefix; empty if there are none.
+
+        Raises:
+            ValueError: they cannot be this wrapper's.
+        """
+
+    def geometry(self) -> Metric:
+        """The metric this optimizer steps by: a SAM around it that has no metric of its own perturbs by it.
+
+        SAM calls this at every entry of ``perturbed()`` that perturbs, with the weights at w and before
+        ``.grad`` is read: the place to bring the metric up to date.
+
+        Returns:
+            The base's geometry; Euclidean for a plain torch optimizer.
+        """
+        metric: Metric = self.base.geometry() if isinstance(self.base, OptimizerWrapper) else Euclidean()
+        return metric
+
+    @property
+    def idle(self) -> bool:
+        """Whether every learning rate is 0, as when distributed checkpointing steps only to allocate state.
+
+        Such a step counts nowhere and warns of nothing. A learning rate on an accelerator counts as not 0: to
+        read it would wait for the device.
+        """
+        rates = [group.get("lr", 1.0) for group in self.param_groups]
+        on_host = (not isinstance(rate, Tensor) or rate.device.type == "cpu" for rate in rates)
+        return all(on_host) and not any(map(float, rates))
+
+    # Saving and copying.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state with the wrapper's entries merged in, parameter by parameter.
+
+        Returns:
+            ``{"state": {index: {...}}, "param_groups": [...]}``, tensors not copied.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        saved = self.base.state_dict()
+        index = _indices(self.param_groups)
+        for parameter, entries in self.own.items():
+            merged = {**saved["state"].get(index[parameter], {}), **self._prefixed(entries)}
+            saved["state"][index[parameter]] = merged
+        for after in self._optimizer_state_dict_post_hooks.values():
+            replaced = after(self, saved)
+            saved = saved if replaced is None else replaced
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned; a base's own dictionary is accepted too.
+
+        Args:
+            state_dict: from an optimizer of the same structure. It is not changed, and not aliased by the
+                wrapper's entries, which keep their dtype.
+
+        Raises:
+            ValueError: it is not a state dict, or belongs to another structure; nothing is loaded.
+        """
+        state_dict = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = before(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        if missing := {"state", "param_groups"} - state_dict.keys():
+            raise ValueError(
+                f"state_dict has no {sorted(missing)}; pass what state_dict() of an optimizer returned."
+            )
+        for group in state_dict["param_groups"]:
+            self.check_group({**self.defaults, **group})
+        own, rest = self._split(state_dict)
+        current = [dict(group) for group in self.param_groups]
+        self.base.load_state_dict(rest)
+        for group, before_loading in zip(self.param_groups, current, strict=True):
+            for name, value in before_loading.items():  # a checkpoint of the bare base lacks the options
+                group.setdefault(name, value)
+        self.own = own
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _split(self, state_dict: dict[str, Any]) -> tuple[dict[Tensor, dict[str, Any]], dict[str, Any]]:
+        """A checked copy of the wrapper's own entries, and the dictionary without them."""
+        saved_keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        # The base refuses a dictionary of another length before it changes anything.
+        parameter_of = dict(zip(saved_keys, parameters, strict=False))
+        own: dict[Tensor, dict[str, Any]] = {}
+        state: dict[Any, Any] = {}
+        for key, entries in state_dict["state"].items():
+            if key not in parameter_of or not isinstance(entries, Mapping):
+                state[key] = entries
+                continue
+            mine = {name.removeprefix(self.PREFIX): entries[name] for name in entries if self._is_mine(name)}
+            others = {name: entries[name] for name in entries if not self._is_mine(name)}
+            if others or not mine:
+                state[key] = others
+            self.check_own(parameter_of[key], mine)
+            if mine:
+                own[parameter_of[key]] = {
+                    name: v.detach().clone().to(parameter_of[key].device) if isinstance(v, Tensor) else v
+                    for name, v in mine.items()
+                }
+        return own, {**state_dict, "state": state}
+
+    def _is_mine(self, name: Any) -> bool:
+        return isinstance(name, str) and name.startswith(self.PREFIX)
+
+    def _prefixed(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        return {self.PREFIX + name: value for name, value in entries.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but hooks, a scheduler's patched ``step`` and what is transient."""
+        left_behind = {*_HOOKS, "step", "inside_perturbation", "_opt_called", *self.TRANSIENT}
+        return {name: value for name, value in self.__dict__.items() if name not in left_behind}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name in self.TRANSIENT:
+            self.__dict__.setdefault(name, None)
+        self._start()
+
+
+def layers(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """An optimizer, its base, its base's base, down to the one that is no wrapper."""
+    yield optimizer
+    while isinstance(optimizer, OptimizerWrapper):
+        optimizer = optimizer.base
+        yield optimizer
+
+
+def _indices(groups: list[dict[str, Any]]) -> dict[Tensor, int]:
+    """Each parameter's number in a state dict: torch counts them over all groups."""
+    index: dict[Tensor, int] = {}
+    for i, parameter in enumerate(chain.from_iterable(group["params"] for group in groups)):
+        index.setdefault(parameter, i)
+    return index

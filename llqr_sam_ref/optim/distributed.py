@@ -1,0 +1,133 @@
+"""Norms and inner products over all parameters, wherever their pieces live.
+
+Under DDP every rank holds whole gradients, already averaged: nothing to do here. Under FSDP2 (and tensor
+parallelism) parameters and gradients are ``DTensor``; every rank works on its own shard, and only the n
+numbers ``left_i . right_i`` travel: one all-reduce per distinct sharding and step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Tensors = Sequence[Float[Tensor, "*shape"]]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a ``DTensor``; nothing can be one before its module was imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_tensors(tensors: Tensors) -> list[Tensor]:
+    """What this rank holds of each tensor: the shard of a ``DTensor``; complex numbers as pairs of reals.
+
+    The results share memory with the tensors, so that writing to one writes to the other.
+
+    Args:
+        tensors: parameters, gradients or states.
+
+    Returns:
+        One plain real tensor for each.
+    """
+    shards: list[Tensor] = [(_placed(t).to_local() if is_sharded(t) else t).detach() for t in tensors]
+    return [torch.view_as_real(t) if t.is_complex() else t for t in shards]
+
+
+def match_sharding(tensors: Tensors, parameters: Tensors) -> list[Tensor]:
+    """Gradients laid out as their parameters are (tensor parallelism may deliver another layout).
+
+    Args:
+        tensors: one for each parameter.
+        parameters: what they belong to.
+
+    Returns:
+        The tensors, redistributed where the layout differs.
+    """
+    return [
+        _placed(t).redistribute(placements=_placed(p).placements)
+        if is_sharded(t) and _placed(t).placements != _placed(p).placements
+        else t
+        for t, p in zip(tensors, parameters, strict=True)
+    ]
+
+
+def inner_products(
+    lefts: Tensors, rights: Tensors, parameters: Tensors, foreach: bool = True
+) -> Float[Tensor, " n"]:
+    """left_i . right_i for every tensor i, over all its shards, summed in float32 or better.
+
+    Args:
+        lefts: local tensors, float32 or float64.
+        rights: local tensors of the same shapes; the same list gives squared lengths.
+        parameters: the optimizer's parameters, which know how they are sharded.
+        foreach: one launch for all tensors where that is possible.
+
+    Returns:
+        The n products in float64 (float32 where the device has no float64), on the device of the first
+        tensor.
+    """
+    if lefts is rights:
+        norms = torch._foreach_norm(tuple(lefts)) if foreach else [torch.linalg.vector_norm(t) for t in lefts]
+        values = _gather(norms).square()
+    else:
+        values = _gather([
+            torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(lefts, rights, strict=True)
+        ])
+    return sum_over_shards(values, parameters)
+
+
+def sum_over_shards(values: Float[Tensor, " n"], parameters: Tensors) -> Float[Tensor, " n"]:
+    """Complete the sum of every entry over the ranks that hold the other shards of its parameter.
+
+    Args:
+        values: what this rank found for each parameter.
+        parameters: the optimizer's parameters, in the same order.
+
+    Returns:
+        The sums; ``values`` itself where nothing is sharded.
+
+    Raises:
+        RuntimeError: a parameter is a partial sum, whose norm is not known locally.
+    """
+    rows: dict[Any, list[int]] = {}
+    for index, parameter in enumerate(parameters):
+        if is_sharded(parameter):
+            for group in _shard_groups(index, _placed(parameter)):
+                rows.setdefault(group, []).append(index)
+    for group, indices in rows.items():
+        part = values[indices]
+        torch.distributed.all_reduce(part, group=group)
+        values[indices] = part
+    return values
+
+
+def _shard_groups(index: int, parameter: Any) -> list[Any]:
+    """The process groups over which a parameter is cut; over the others it is replicated."""
+    groups = []
+    for dimension, placement in enumerate(parameter.placements):
+        if placement.is_partial():
+            raise RuntimeError(
+                f"parameter {index} has the placement {placement}, a partial sum; redistribute it to shards "
+                "or replicas before it is given to the optimizer."
+            )
+        if not placement.is_replicate():
+            groups.append(parameter.device_mesh.get_group(dimension))
+    return groups
+
+
+def _gather(scalars: Sequence[Tensor]) -> Tensor:
+    """Stack 0-d tensors, possibly of several devices, in the widest float of the first one's device."""
+    device = scalars[0].device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    return torch.stack([s.to(device) for s in scalars]).to(wide)
+
+
+def _placed(tensor: Tensor) -> Any:
+    """A ``DTensor``, for the type checker: its class is imported by whoever makes one."""
+    return tensor

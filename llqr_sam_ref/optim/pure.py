@@ -1,0 +1,287 @@
+"""A module and its loss as pure functions of tensors, evaluated without side effects.
+
+Nothing outside is touched: buffers are copied, the global random state is restored, flags are only read, autocast is
+off, and attention is computed by its written-out form, because the fused kernels have no second derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils import _pytree as pytree
+
+from llqr_sam_ref.errors import unknown_name
+from llqr_sam_ref.optim.likelihood import LossFn
+
+Vector = dict[str, Tensor]
+Batch = Any  # a tensor, a tuple of positional or a mapping of keyword arguments
+
+
+class _Hole:
+    """Stands where a batch has a tensor."""
+
+    def __repr__(self) -> str:
+        return "tensor"
+
+
+HOLE = _Hole()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a point make up frozen parameters, buffers and the batch."""
+
+    fixed: tuple[str, ...]  # names of frozen parameters and buffers, first in ``rest``
+    leaves: tuple[Any, ...]  # of ((arguments, keywords), targets), HOLE where a tensor goes
+    tree: Any
+
+
+@dataclass
+class Point:
+    """Where a module is evaluated: every tensor it reads, in float32 or better.
+
+    Args:
+        params: trainable parameters, detached, in the order of ``PureModule.names``.
+        rest: frozen parameters, copies of the buffers, tensors of the batch.
+        layout: what ``rest`` is made of.
+        key: what a trace is good for: shapes, dtypes, devices, layout, training flags.
+        sources: the module's own tensors with their versions, to notice in-place changes.
+    """
+
+    params: list[Tensor]
+    rest: list[Tensor]
+    layout: Layout
+    key: Hashable
+    sources: list[tuple[Tensor, int]]
+
+    def stale(self) -> bool:
+        """Whether a weight or buffer was changed in place since."""
+        return any(tensor._version != version for tensor, version in self.sources)
+
+
+class PureModule:
+    """z = f(w, x) and l(z, y) for one module.
+
+    Args:
+        module: any module whose forward is a deterministic function of its tensors.
+        loss_fn: loss_fn(outputs, targets), or loss_fn(outputs) without targets, to a scalar.
+        states: names of submodules whose outputs are wanted beside the module's own.
+
+    Raises:
+        ValueError: there is no trainable parameter, one is sparse or complex, or a name in ``states`` is unknown.
+    """
+
+    def __init__(self, module: nn.Module, loss_fn: LossFn, states: Sequence[str] = ()) -> None:
+        trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise ValueError(f"module={type(module).__name__} has no trainable parameter; unfreeze some.")
+        for name, parameter in trainable.items():
+            if parameter.is_complex() or parameter.layout != torch.strided:
+                kind = "complex" if parameter.is_complex() else "sparse"
+                raise ValueError(f"parameter {name!r} is {kind}; curvature products need dense real parameters.")
+        known = dict(module.named_modules())
+        for name in states:
+            if name not in known:
+                raise ValueError(unknown_name("states", name, known))
+        self.module, self.loss_fn, self.states = module, loss_fn, tuple(states)
+        self.names = tuple(trainable)
+        self.device = next(iter(trainable.values())).device
+
+    def at(self, inputs: Batch, targets: Any) -> Point:
+        """The module's current weights and buffers together with a batch.
+
+        Args:
+            inputs: a tensor, a tuple of positional or a mapping of keyword arguments of the module.
+            targets: second argument of the loss, or None.
+
+        Returns:
+            The point; parameters are shared with the module, not copied, unless in half precision.
+
+        Raises:
+            ValueError: a module with random or batch-dependent behavior is in training mode, or the set of
+                trainable parameters has changed.
+        """
+        check_evaluation_mode(self.module)
+        parameters = dict(self.module.named_parameters())
+        if tuple(n for n, p in parameters.items() if p.requires_grad) != self.names:
+            raise ValueError("the module's trainable parameters have changed since the set-up; set up anew.")
+        frozen = {n: p.detach() for n, p in parameters.items() if not p.requires_grad}
+        buffers = dict(self.module.named_buffers())
+        leaves, tree = pytree.tree_flatten((_arguments(inputs), targets))
+        holes = tuple(HOLE if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        layout = Layout((*frozen, *buffers), holes, tree)
+        params = [_promote(parameters[name].detach()) for name in self.names]
+        rest = [_promote(t) for t in (*frozen.values(), *(b.detach().clone() for b in buffers.values()))]
+        rest += [_promote(leaf.detach()) for leaf in leaves if isinstance(leaf, Tensor)]
+        shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in (*params, *rest))
+        flags = tuple(module.training for module in self.module.modules())
+        key = (shapes, layout.fixed, repr(holes), str(tree), flags)
+        sources = [(t, t._version) for t in (*parameters.values(), *buffers.values())]
+        return Point(params, rest, layout, key, sources)
+
+    def forward(self, params: Sequence[Tensor], rest: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+        """Outputs and states.
+
+        Args:
+            params: the trainable parameters.
+            rest: the other tensors of a point.
+            layout: what ``rest`` is made of.
+
+        Returns:
+            The module's output, then the output of each module in ``states`` at each of its calls.
+
+        Raises:
+            ValueError: an output is not a floating-point tensor.
+        """
+        tensors = dict(zip(self.names, params, strict=True))
+        tensors.update(zip(layout.fixed, rest, strict=False))
+        (arguments, keywords), _ = _unflatten(rest, layout)
+        caught: dict[str, list[Tensor]] = {name: [] for name in self.states}
+        modules = dict(self.module.named_modules())
+        handles = []
+        try:
+            for name in self.states:
+                handles.append(modules[name].register_forward_hook(_catch(caught[name])))
+            output = functional_call(self.module, tensors, arguments, keywords)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, value in (("the module", output), *((n, x) for n in self.states for x in caught[n])):
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise ValueError(f"{name} must return one floating-point tensor, not {type(value).__name__}.")
+        return [output, *(state for name in self.states for state in caught[name])]
+
+    def loss(self, output: Tensor, rest: Sequence[Tensor], layout: Layout) -> Tensor:
+        """The loss of an output.
+
+        Args:
+            output: the module's output.
+            rest: tensors of a point; the targets are among them.
+            layout: what ``rest`` is made of.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: the loss is not a scalar.
+        """
+        targets = self.targets(rest, layout)
+        value = self.loss_fn(output) if targets is None else self.loss_fn(output, targets)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError("loss_fn must return a scalar tensor; use reduction='mean' or 'sum'.")
+        return value.reshape(())
+
+    def targets(self, rest: Sequence[Tensor], layout: Layout) -> Any:
+        """The targets of a point."""
+        return _unflatten(rest, layout)[1]
+
+    def check(self, point: Point) -> None:
+        """Evaluate twice and see that the module, the loss and the batch belong together.
+
+        Args:
+            point: where.
+
+        Raises:
+            ValueError: the batch does not fit or is not finite, two evaluations differ, or buffers are written.
+        """
+        _, leaves = point.rest[: len(point.layout.fixed)], point.rest[len(point.layout.fixed) :]
+        shapes = [tuple(leaf.shape) for leaf in leaves]
+        for leaf in leaves:
+            if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+                raise ValueError(f"the probe batch (shapes {shapes}) contains NaN or Inf; remove those examples.")
+        versions = [tensor._version for tensor in point.rest]
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), isolated(self.device):
+            try:
+                first, second = (self.forward(point.params, point.rest, point.layout)[0] for _ in range(2))
+            except Exception as error:
+                raise ValueError(
+                    f"the module cannot be evaluated on the probe batch (shapes {shapes}): {error} Pass inputs as a "
+                    "tensor, a tuple of positional or a dict of keyword arguments."
+                ) from error
+            try:
+                loss = self.loss(first, point.rest, point.layout)
+            except Exception as error:
+                raise ValueError(
+                    f"loss_fn cannot be evaluated on outputs of shape {tuple(first.shape)} with these targets: {error}"
+                ) from error
+        if not bool(torch.isfinite(loss) & torch.isfinite(first).all()):
+            raise ValueError(f"the probe batch (shapes {shapes}) gives a loss of {loss.item()} or outputs not finite.")
+        if [tensor._version for tensor in point.rest] != versions:
+            raise ValueError("the module writes into its buffers or inputs when it is evaluated; it must not.")
+        tolerance = float(torch.finfo(first.dtype).eps) ** 0.5 * float(first.abs().max())
+        if first.shape != second.shape or float((first - second).abs().max()) > tolerance:
+            raise ValueError(
+                "two evaluations of the module on the same batch differ; switch off what is random in its forward."
+            )
+
+
+def check_evaluation_mode(module: nn.Module) -> None:
+    """Refuse modules whose forward is random, or depends on or changes batch statistics.
+
+    Args:
+        module: the whole model.
+
+    Raises:
+        ValueError: names every offending submodule.
+    """
+    offending = []
+    for name, part in module.named_modules():
+        if not part.training:
+            continue
+        noisy = isinstance(part, _DropoutNd) and part.p > 0
+        noisy |= isinstance(part, (nn.MultiheadAttention, nn.RNNBase)) and part.dropout > 0
+        if noisy or isinstance(part, (_NormBase, nn.RReLU)):
+            offending.append(f"{name or 'the module itself'} ({type(part).__name__})")
+    if offending:
+        raise ValueError(
+            f"in training mode the output depends on chance or on batch statistics: {', '.join(offending)}; "
+            "call module.eval() first."
+        )
+
+
+@contextmanager
+def isolated(device: torch.device) -> Iterator[None]:
+    """Autocast off, attention by its differentiable form; as it was afterwards."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with torch.autocast(device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        torch.backends.mha.set_fastpath_enabled(False)  # the fast path has no derivative at all
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _arguments(inputs: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def _unflatten(rest: Sequence[Tensor], layout: Layout) -> Any:
+    tensors = iter(rest[len(layout.fixed) :])
+    leaves = [next(tensors) if leaf is HOLE else leaf for leaf in layout.leaves]
+    return pytree.tree_unflatten(leaves, layout.tree)
+
+
+def _catch(into: list[Tensor]) -> Any:
+    """A forward hook that keeps a copy: an in-place activation may overwrite the output itself."""
+
+    def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+        into.append(output.clone() if isinstance(output, Tensor) else output)
+
+    return hook
+
+
+def _promote(tensor: Tensor) -> Tensor:
+    """Half precision to float32: curvature is computed in float32 or better."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
