@@ -15,6 +15,9 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Example):$")
+MARKUP = re.compile(r"[*|]|(?<=\w)_(?!\w)")
+
 
 def public_modules(package: str) -> list[str]:
     """Names of the package's modules, private ones left out, in alphabetical order."""
@@ -28,8 +31,18 @@ class Api(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Return the sections."""
-        return [self._section(self.arguments[0], name) for name in public_modules(self.arguments[0])]
+        """Return the list of modules, then a section for each."""
+        package = self.arguments[0]
+        names = public_modules(package)
+        overview = nodes.bullet_list("", *(self._line(package, name) for name in names), classes=["modules"])
+        return [overview, *(self._section(package, name) for name in names)]
+
+    def _line(self, package: str, name: str) -> nodes.list_item:
+        docstring = (import_module(f"{package}.{name}").__doc__ or "").strip().partition("\n\n")[0]
+        link = nodes.reference("", "", nodes.literal("", name), internal=True, refid=f"module-{name}")
+        return nodes.list_item(
+            "", nodes.paragraph("", "", link, nodes.Text(" " + " ".join(docstring.split())))
+        )
 
     def _section(self, package: str, name: str) -> nodes.section:
         section = nodes.section(ids=[f"module-{name}"], names=[name])
@@ -39,23 +52,21 @@ class Api(SphinxDirective):
         return section
 
 
-def _plain_text(
-    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
-) -> None:
-    """Escape inline markup outside ``code``, and set indented lines before the first section as literal text."""
+def _plain_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Escape inline markup outside ``code``; indented lines before the first section become literal text."""
     result: list[str] = []
     in_sections = False
     if what in {"property", "attribute"} and lines:
-        lines[0] = f": {lines[0]}"  # napoleon reads "type: text" there, and in Returns; ours begin with the text
+        lines[0] = f": {lines[0]}"  # napoleon reads "type: text" there and in Returns; ours are text only
     for line in lines:
         if result and re.match(r"(Returns|Yields):$", result[-1]):
             line = re.sub(r"^(\s*)", r"\1: ", line)
-        in_sections = in_sections or bool(re.match(r"(Args|Attributes|Returns|Yields|Raises|Example):$", line))
+        in_sections = in_sections or bool(SECTION.match(line))
         formula = not in_sections and line.startswith("  ")
         if formula and result and not result[-1].startswith("  "):
             while result and not result[-1]:
                 result.pop()
-            result += ["", "::", ""]
+            result += ["", ".. code-block:: text", ""]
         elif line and not formula and result and result[-1].startswith("  ") and not in_sections:
             result.append("")
         result.append(line if formula else _escape(line))
@@ -63,8 +74,8 @@ def _plain_text(
 
 
 def _escape(line: str) -> str:
-    parts = re.split(r"(``.+?``)", line)
-    parts[::2] = [re.sub(r"([*|])|(?<=\w)_(?!\w)", lambda match: "\\" + match[0], part) for part in parts[::2]]
+    parts = re.split(r"(``.+?``)", line)  # text and code in turn
+    parts[::2] = [MARKUP.sub(lambda match: "\\" + match[0], part) for part in parts[::2]]
     return "".join(parts)
 
 

@@ -1,9 +1,9 @@
 """Static figures live in the page, not beside it: SVG images become inline SVG.
 
 Inside the page their text can be read and found, and the style sheet can recolor them: every color of
-llqr_sam_ref.figures.style becomes a CSS variable that changes with the theme (text takes the text variant of a
-method's color). The alternative text becomes the accessible name. Ids are made unique to the figure, since
-matplotlib numbers them from one in every file.
+llqr_sam_ref.figures.style becomes a CSS variable that changes with the theme (text takes the text variant
+of a method's color). The alternative text becomes the accessible name. Ids are made unique to the figure,
+since matplotlib numbers them from one in every file.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _inline_images(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             continue
         alt = image.get("alt", "")
         if not alt or alt == str(image["uri"]):
-            logger.warning("figure without alternative text: %s", path.name, location=image)
+            logger.warning("cell output without alternative text: %s", path.name, location=image)
         image.replace_self(nodes.raw("", inline(path.read_text("utf-8"), alt), format="html"))
 
 

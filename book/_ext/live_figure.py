@@ -8,9 +8,9 @@
 
 The page gets the custom element with the picture of the default state inside, drawn at build time, and the
 sentence that says what it shows: without JavaScript, in print and to a screen reader the figure is complete.
-The script that brings it to life is one classic script per page (modules do not load from a file on disk), written to
-``_figures/`` and linked only on pages that have a live figure. Everything but ``name`` is an option of the
-figure itself and is handed on.
+The script that brings it to life is one classic script per page (modules do not load from a file on disk),
+written to ``_figures/`` and linked only on pages that have a live figure. Everything but ``name`` is an
+option of the figure itself and is handed on.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "figures"))
-from bundle import bundle, fallback  # noqa: E402  (the figures bring their own translator)
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+sys.path.insert(0, str(FIGURES))
+from bundle import bundle, fallback  # noqa: E402  (found on the path set above)
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,7 @@ logger = logging.getLogger(__name__)
 class _AnyOption(dict[str, Any]):
     """Accept every option as text: which ones exist is the figure's business."""
 
-    def __contains__(self, key: object) -> bool:
-        return True
-
-    def __getitem__(self, key: str) -> Any:
+    def __missing__(self, key: str) -> Any:
         return directives.unchanged
 
 
@@ -47,20 +45,25 @@ class LiveFigure(SphinxDirective):
 
     required_arguments = 1
     has_content = True
-    option_spec = _AnyOption()
+    option_spec = _AnyOption(name=directives.unchanged)
 
     def run(self) -> list[nodes.Node]:
         """Return the figure."""
         self.assert_has_content()
         kind = self.arguments[0]
         settings = {key: value for key, value in self.options.items() if key != "name"}
+        for source in FIGURES.glob("*.*"):
+            self.env.note_dependency(str(source))
         try:
             picture, sentence = fallback(kind, settings)
         except (ValueError, RuntimeError) as error:
             logger.warning("live-figure %s: %s", kind, error, location=self.get_location())
             return []
-        attributes = "".join(f' {key}="{escape(value)}"' for key, value in {"kind": kind, **settings}.items())
-        html = f'<live-figure{attributes}>{picture}<p class="lf-sentence">{escape(sentence)}</p></live-figure>'
+        attributes = "".join(f' {key}="{escape(value)}"' for key, value in settings.items())
+        html = (
+            f'<live-figure kind="{kind}"{attributes}>{picture}'
+            f'<p class="lf-sentence">{escape(sentence)}</p></live-figure>'
+        )
         figure = nodes.figure("", nodes.raw("", html, format="html"), classes=["live"])
         caption = nodes.caption()
         self.state.nested_parse(self.content, self.content_offset, caption)

@@ -21,10 +21,9 @@ def _line(app: Sphinx, docname: str) -> str:
     if not run or run["runtime"] is None:
         return ""
     day = datetime.fromtimestamp(run["mtime"], tz=timezone.utc).strftime("%Y-%m-%d")
-    return (
-        f"Computed on {day} in {run['runtime']:.1f} s with llqr_sam_ref {llqr_sam_ref.__version__} "
-        f"(source {source_key(Path(app.srcdir))}), NumPy {version('numpy')}, Python {platform.python_version()}."
-    )
+    package = f"llqr_sam_ref {llqr_sam_ref.__version__} (source {source_key(Path(app.srcdir))})"
+    others = f"NumPy {version('numpy')}, Python {platform.python_version()}"
+    return f"Computed on {day} in {run['runtime']:.1f} s with {package}, {others}."
 
 
 def _append(

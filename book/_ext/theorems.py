@@ -56,8 +56,8 @@ def checks_in(source: str) -> list[Check]:
 
 def test_files(root: Path) -> list[Path]:
     """The files that test theorems; ``test_mutations.py`` tests the tests."""
-    files = sorted((root / FOLDER).glob("test_*.py"))
-    return [path for path in files if path.name != "test_mutations.py"]
+    files = [path for path in (root / FOLDER).glob("test_*.py") if path.name != "test_mutations.py"]
+    return sorted(files, key=lambda path: path.read_text("utf-8"))  # docstrings begin with the Part's number
 
 
 def all_checks(root: Path) -> dict[str, Check]:
@@ -149,7 +149,7 @@ def _is_proof(node: nodes.Node) -> bool:
 
 
 def _give_title(proof: nodes.Element, node_id: str) -> None:
-    """sphinx-proof writes "Proof. " into the text and one id for all; folding needs a title and an id each."""
+    """sphinx-proof writes "Proof. " into the text and one id for all; to fold, each needs its own."""
     proof["ids"] = [node_id]
     first = next(iter(proof.findall(nodes.Text)))
     first.parent.replace(first, nodes.Text(first.astext().removeprefix("Proof. ")))

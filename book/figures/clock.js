@@ -15,8 +15,8 @@ const share = v => `${fmt(100 * v, 2)} %`;
 export const figure = {
   title: "Why did nothing happen?",
   controls: [
-    { name: "run", label: "run length", min: 1000, max: 1e6, log: true, value: 78100 },
-    { name: "every", label: "steps a refit", min: 10, max: 5000, log: true, value: 1000 },
+    { name: "run", label: "run length", min: 1000, max: 1e6, log: true, whole: true, value: 78125 },
+    { name: "every", label: "steps a refit", min: 10, max: 5000, log: true, whole: true, value: 1000 },
     { name: "steps", label: "inner steps T", min: 1, max: 200, step: 1, value: 50 },
     { name: "gamma", label: "average γ", min: 0, max: 1, step: 0.01, value: 0.95 },
     { name: "rate", label: "inner rate", min: 1e-4, max: 0.1, log: true, value: 1e-3 },
@@ -35,13 +35,13 @@ export const figure = {
     s.line([[left, 56], [left + room, 56]], "grid", { width: 18 });
     for (let i = 0; i < 60; i++) { const t = i / 60, keep = Number.isFinite(memory) ? Math.exp(-t * run / memory) : 1; s.line([[left + t * room, 56], [left + (t + 1 / 60) * room + 0.5, 56]], "llqr", { width: 18, faint: 0.85 * keep }); }
     if (ticks <= 400) for (let i = 0; i < ticks; i++) s.line([[left + i * every / run * room, 43], [left + i * every / run * room, 69]], "thin", { width: ticks > 120 ? 0.5 : 1 });
-    s.text(left, 90, Number.isFinite(memory) ? `memory ${fmt(memory)} steps: ${memory > run ? "longer than the run" : `${fmt(run / memory, 3)} times in the run`}` : "memory without end: U is frozen", { weight: memory > run ? 600 : undefined });
+    s.text(left, 90, Number.isFinite(memory) ? `memory ${fmt(memory)} steps: ${memory > run ? "longer than the run" : `fits ${fmt(run / memory, 3)} times into the run`}` : "memory without end: U is frozen", { weight: memory > run ? 600 : undefined });
     // 2. The purse: how far one array can move, against how far away it is.
     const size = Math.sqrt(LEAF[leaf][1]), whole = keptPerRefit * ticks, y = 140, at = v => Math.max(0, Math.min(1, (Math.log10(Math.max(v, 1e-9)) + 3) / 7)) * room;
     head(y, narrow ? "travel of U (log scale)" : "how far U can travel, against the size of the identity it starts from (log scale)", "");
     [["one refit", travelPerRefit, "llqr"], ["kept of it", keptPerRefit, "llqr"], ["whole run", whole, "llqr"], ["array's norm", size, "ink"]].forEach(([words, v, name], i) => {
       const yy = y + 24 + i * 27, x = left + 96;
-      s.text(left, yy + 4, words).line([[x, yy], [x + (room - 96 - 76) * at(v) / room, yy]], name, { width: 10, dash: "none", faint: undefined }).text(left + room, yy + 4, fmt(v, 3), { anchor: "end" });
+      s.text(left, yy + 4, words).line([[x, yy], [x + (room - 96 - 76) * at(v) / room, yy]], name, { width: 10, dash: "none", faint: undefined }).text(left + room, yy + 4, fmt(v), { anchor: "end" });
     });
     // 3. The bill, in gradients of the training batch.
     const by = y + 158, scale = (room - 4) / Math.max(2.5, total);

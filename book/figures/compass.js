@@ -7,7 +7,7 @@ export function compass({ g = [3, 4], d = [1, 4], phi = 0, rho = 1 }) {  // G = 
   const a = (c * g[0] + s * g[1]) / d[0], b = (-s * g[0] + c * g[1]) / d[1];   // G^{-1} g in the metric's own axes
   const p = [c * a - s * b, s * a + c * b], gp = g[0] * p[0] + g[1] * p[1], q = Math.sqrt(gp);   // q: dual norm of g
   return { eps: p.map(v => q > 0 ? rho * v / q : 0), gain: rho * q,
-           angle: q > 0 ? Math.acos(Math.min(1, gp / (norm(g) * norm(p)))) * 180 / Math.PI : 0 };
+           angle: Math.atan2(Math.abs(g[0] * p[1] - g[1] * p[0]), gp) * 180 / Math.PI };
 }
 
 const BASE = { euclidean: "Euclidean", relative: "relative", fisher: "Fisher", monge: "Monge", learned: "learned" };
@@ -35,7 +35,7 @@ export const figure = {
   ],
   variants: { open: ["own", "named"] },                           // "named" (chapter 21) opens on the list of metrics
   opens: ({ open }) => open === "named" ? { metric: "relative" } : {},
-  height: (W, narrow) => narrow ? W + 64 : W * 430 / 720,
+  height: (W, narrow) => narrow ? W + 112 : W * 430 / 720,
   calls: state => { const g = [state.g0, state.g1]; return [["compass", { g, ...own(state), rho: state.rho }], ["compass", { g, d: [1, 1], phi: 0, rho: state.rho }]]; },
 
   draw(s, state, here, round) {
@@ -55,12 +55,12 @@ export const figure = {
       p.label(here.eps, state.metric === "own" ? "your ball" : `${BASE[state.metric]} ball`, { color: look("llqr_sam").text, side: "se" });
     }
     // The slope has a dial of its own: its length is not comparable with a step's.
-    const dial = narrow ? [W - 118, W - 118, 98, 98] : [512, 22, 150, 150], m = s.plot(dial, [-5.6, 5.6], [-5.6, 5.6], { ticks: [0, 0], box: true });
+    const dial = narrow ? [W - 106, W, 90, 90] : [512, 22, 150, 150], m = s.plot(dial, [-5.6, 5.6], [-5.6, 5.6], { ticks: [0, 0], box: true });
     m.arrow([0, 0], g, "ink", { hollow: true }).mark("disc", g, { r: 4 }).handle(["g0", "g1"], g, "slope g");
     s.text(dial[0], dial[1] + dial[3] + 16, "slope *g*", { size: 12 });
     p.mark("disc", [0, 0], { r: 5 });
     const rows = [["gain of the round ball", fmt(round.gain)], ["gain of this ball", fmt(here.gain)], ["angle to the slope", `${here.angle.toFixed(1)}°`]];
-    if (narrow) rows.slice(1).forEach(([a, b], i) => s.text(12, W + 16 + 20 * i, a).text(W - 130, W + 16 + 20 * i, b, { anchor: "end", weight: 600 }));
+    if (narrow) rows.slice(1).forEach(([a, b], i) => s.text(12, W + 24 + 40 * i, a).text(12, W + 42 + 40 * i, b, { weight: 600 }));
     else rows.forEach(([a, b], i) => s.text(512, 236 + 44 * i, a).text(512, 256 + 44 * i, b, { weight: 600 }));
   },
 

@@ -55,7 +55,7 @@ export const element = figures => class extends HTMLElement {
   }
 
   build() {
-    const id = `lf${++count}`, { title, controls, plays = [] } = this.figure;
+    const id = `lf${++count}`, { title, controls, plays = [], actions = [] } = this.figure;
     this.id_ = id;
     this.svg = document.createElementNS(SVG, "svg");
     this.svg.setAttribute("role", "img"); this.svg.setAttribute("aria-labelledby", `${id}-words`);
@@ -73,7 +73,8 @@ export const element = figures => class extends HTMLElement {
     this.table.hidden = true;
     this.setAttribute("role", "group"); this.setAttribute("aria-label", title); this.classList.add("lf-on");
     this.replaceChildren(this.stage, this.words, this.voice, make("div", { class: "lf-controls" }, ...rows),
-      make("div", { class: "lf-buttons" }, ...this.buttons, make("button", { type: "button", onclick: () => this.reset() }, "Reset"), table), this.table);
+      make("div", { class: "lf-buttons" }, ...this.buttons, ...actions.map(a => make("button", { type: "button", onclick: () => this.set(a.change(this.state)) }, a.label)),
+        make("button", { type: "button", onclick: () => this.reset() }, "Reset"), table), this.table);
     this.addEventListener("keydown", event => this.key(event));
     this.listen = () => { const given = fromAddress(this.figure, location.hash, this.names); if (given) { this.state = { ...this.first, ...given }; this.show(); this.scrollIntoView({ block: "nearest" }); } };
     addEventListener("hashchange", this.listen);

@@ -1,5 +1,5 @@
 // Arithmetic that several figures share, and how a number is written on the screen.
-export const norm = v => Math.hypot(...v);
+export const norm = v => Math.sqrt(v.reduce((s, c) => s + c * c, 0));
 export const unit = v => { const n = norm(v); return n > 0 ? v.map(c => c / n) : v.map(() => 0); };
 export const add = (a, b, k = 1) => a.map((c, i) => c + k * b[i]);
 
@@ -17,7 +17,7 @@ export const banana = {
 
 const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
 
-// Four significant digits (or `digits`), a true minus sign, powers of ten only outside 0.001 to 9999.
+// Four significant digits (or `digits`), a true minus sign, powers of ten only below 0.001 and from 10 million.
 export const fmt = (v, digits = 4) => {
   if (v === true || v === false) return v ? "yes" : "no";
   if (typeof v === "string") return v;
@@ -25,9 +25,10 @@ export const fmt = (v, digits = 4) => {
   if (!Number.isFinite(v)) return "leaves the frame";
   const size = Math.abs(v);
   let text;
-  if (size !== 0 && (size < 0.001 || size >= 9999.5)) {
-    const [head, tail] = v.toExponential(digits - 1).split("e");
-    text = `${Number(head)} × 10${[...String(Number(tail))].map(c => RAISED[c]).join("")}`;
+  if (size >= 9999.5 && size < 1e7) text = String(Number.isInteger(v) ? v : Number(v.toPrecision(digits)));
+  else if (size !== 0 && (size < 0.001 || size >= 9999.5)) {
+    const [head, tail] = v.toExponential(digits - 1).split("e"), ten = `10${[...String(Number(tail))].map(c => RAISED[c]).join("")}`;
+    text = Math.abs(head) === 1 ? (v < 0 ? "-" : "") + ten : `${Number(head)} × ${ten}`;
   } else text = String(Number(v.toPrecision(digits)) || 0);
   return text.replace("-", "−");
 };

@@ -20,7 +20,7 @@ export const figure = {
     { name: "theta", label: "angle θ", min: 0, max: 90, step: 1, value: 30, words: v => `${fmt(v)}°` },
     { name: "k", label: "stiffness k", min: 1, max: 100, log: true, value: 10 },
   ],
-  height: (W, narrow) => narrow ? W * 1.25 : 400,
+  height: (W, narrow) => narrow ? W * 1.25 : 360,
   calls: ({ theta, k }) => [["rotated", { theta, k }]],
 
   draw(s, { k, narrow }, { H, scalar, diagonal, dense }) {
@@ -35,8 +35,8 @@ export const figure = {
       s.text(x0 + i * cell + size / 2, y + 10, name, { anchor: "middle", color: look("llqr").text });
     });
     // Bars of the condition number that is left, on a logarithmic scale from 1 to 100.
-    const by = y + size + (narrow ? 56 : 78), bar = narrow ? 12 : 284, room = narrow ? W - 24 : W - 284 - 20, top = Math.max(10, k) * 1.05;
-    s.text(narrow ? bar : 24, narrow ? by - 16 : by + 5, narrow ? "condition number left (log scale)" : "condition number left (log scale)", { size: 12 });
+    const by = y + size + (narrow ? 62 : 66), bar = narrow ? 12 : 284, room = narrow ? W - 24 : W - 284 - 20, top = Math.max(10, k) * 1.05;
+    s.text(bar, by - 18, "condition number left (log scale)", { size: 12 });
     left.forEach(([name, , v], i) => {
       const yy = by + i * (narrow ? 30 : 34), at = 70 + (room - 130) * Math.max(0.004, Math.log(v) / Math.log(top));
       s.text(bar, yy + 5, name).line([[bar + 70, yy], [bar + at, yy]], "llqr", { width: 12 }).text(bar + at + 8, yy + 5, fmt(v, 3), { weight: 600 });

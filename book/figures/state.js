@@ -2,10 +2,10 @@
 const clamp = (v, lo, hi) => Math.min(hi, Math.max(lo, v));
 const STEPS = 120;                                               // positions of a logarithmic slider
 
-// Nearest value that the control can show. Linear sliders snap to their step, logarithmic ones to three digits.
+// Nearest value that the control can show. Linear sliders snap to their step, logarithmic ones to three digits or a whole number.
 export const snap = (control, v) => {
-  const { min, max, step, log } = control;
-  if (log) return Number(clamp(v, min, max).toPrecision(3));
+  const { min, max, step, log, whole } = control;
+  if (log) return clamp(Number(whole ? Math.round(v).toPrecision(3) : v.toPrecision(3)), min, max);
   return Number(clamp(min + Math.round((v - min) / step) * step, min, max).toPrecision(12));
 };
 // Between a value and the position of its slider.
@@ -26,6 +26,7 @@ export const read = (control, text) => {
   }
   const v = Number(text);
   if (String(text).trim() === "" || !(v >= min && v <= max)) throw new RangeError(`${name}=${JSON.stringify(text)} must be a number from ${min} to ${max}`);
+  if (control.whole && !Number.isInteger(v)) throw new RangeError(`${name}=${JSON.stringify(text)} must be a whole number`);
   return v;
 };
 export const write = v => v === true ? "yes" : v === false ? "no" : String(v);

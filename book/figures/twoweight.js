@@ -4,9 +4,10 @@ import { look } from "./palette.js";
 
 export function twoweight({ w0 = 2, w1 = 1, mu = 2, newton = true }) {   // x0 = 1, target 1, loss (x2 - 1)^2
   const x1 = w0, x2 = w1 * x1, l2 = 2 * (x2 - 1), l1 = w1 * l2, P2 = 2, p2 = l2, M = newton ? l2 : 0;
+  const tidy = (v, size) => Math.abs(v) < 1e-13 * size ? 0 : v;   // a stage that is zero up to rounding is singular
   const R1 = mu + x1 * P2 * x1, M1 = M + x1 * P2 * w1, K1 = -M1 / R1, k1 = -x1 * p2 / R1;      // stage 1: A = w1, B = x1
   const P1 = w1 * P2 * w1 - M1 * M1 / R1, p1 = w1 * p2 - M1 * x1 * p2 / R1;
-  const R0 = mu + P1, u0 = -p1 / R0, u1 = K1 * u0 + k1;                                          // stage 0: B = x0 = 1
+  const R0 = tidy(mu + P1, mu + w1 * P2 * w1 + M1 * M1 / R1), u0 = -p1 / R0, u1 = K1 * u0 + k1;                                          // stage 0: B = x0 = 1
   return { x: [1, x1, x2], lambda: [l1, l2], g: [l1, x1 * l2], stages: [R0, R1], M1, P1, p1, K1, k1, step: [u0, u1],
            minimum: R0 > 0 && R1 > 0, det: R0 * R1, next: [w0 + u0, w1 + u1], Lnext: banana.L([w0 + u0, w1 + u1]) };
 }
@@ -28,7 +29,7 @@ export const figure = {
   ],
   variants: { stage: ["full", "network"] },                       // "network" (chapter 14): forward and backward pass only
   plays: [{ label: "Sweep back and forth", run: ({ stage }) => stage === "full" ? { name: "sweep", from: 0, to: 4, seconds: 4 } : { name: "pass", from: 0, to: 1, seconds: 1.5 } }],
-  height: (W, narrow, { stage }) => narrow ? W + (stage === "full" ? 346 : 218) : W * 396 / 720,
+  height: (W, narrow, { stage }) => narrow ? W + (stage === "full" ? 346 : 254) : W * 396 / 720,
   calls: ({ w0, w1, mu, curvature, stage }) => [["twoweight", { w0, w1, mu: stage === "full" ? mu : 0, newton: curvature === "newton" }]],
 
   draw(s, { w0, w1, mu, curvature, stage, sweep, pass, narrow }, found) {
@@ -61,9 +62,10 @@ export const figure = {
         });
         if (i === 0) (det === 0 ? ["singular:", "add damping"] : minimum ? ["both positive:", "a minimum"] : ["not all positive:", "no minimum"]).forEach((line, k) => s.text(x0, top + 84 + 20 * k, line));
       }
-    } else if (pass >= 1) s.text(left - 12, y + 90, "A slope is the price behind it times the number before it:", { size: 12 }).text(left - 12, y + 112, `*g*₀ = *x*₀ λ₁ = ${short(g[0])},  *g*₁ = *x*₁ λ₂ = ${short(g[1])}`, { size: 12 });
+    } else if (pass >= 1) s.text(left - 12, y + 90, "A slope is the price behind it times the number before it:", { size: 12 }).text(left - 12, y + 112, `*g*₀ = *x*₀ λ₁ = ${short(g[0])},  *g*₁ = *x*₁ λ₂ = ${short(g[1])}`, { size: 12 })
+      .text(left - 12, y + 144, `Curvature: *M*₁ = λ₂ = ${short(lambda[1])} in layer 1, *Q*₂ = 2 at the end`, { size: 12 });
 
-    const side = narrow ? W - 40 : 316, box = narrow ? [28, full ? 346 : 218, side, side] : [W - side - 12, 22, side, side];
+    const side = narrow ? W - 40 : 316, box = narrow ? [28, full ? 346 : 254, side, side] : [W - side - 12, 22, side, side];
     const p = s.plot(box, [-3.5, 3.5], [-3.5, 3.5], { xlabel: "*w*₀", ticks: [4, 4], grid: false, box: true });
     p.contour(product, LEVELS, { n: 30, m: 30 });
     for (const sign of [-1, 1]) p.line(Array.from({ length: 81 }, (_, i) => 12.25 ** (i / 80) / 3.5).map(v => [sign * v, sign / v]), "ink", { width: 2 });

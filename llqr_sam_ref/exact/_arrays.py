@@ -100,7 +100,7 @@ def check_spd(argument: str, value: ArrayLike, size: int | None = None) -> Float
     if smallest <= largest * array.shape[0] * np.finfo(np.float64).eps:
         raise ValueError(
             f"{argument} is not positive definite: its smallest eigenvalue is {smallest:.6g}; "
-            f"add a damping larger than {max(-smallest, 0.0):.6g} times the identity."
+            f"add a damping larger than {max(0.0, -smallest):.6g} times the identity."
         )
     return array
 

@@ -97,24 +97,27 @@ class Adaptive(Metric):
     A weight of zero with eta = 0 cannot be perturbed: its entry of G^{-1} is 0 and G is infinite there.
 
     Args:
-        weights: w, shape (d,).
+        weights: w, shape (..., d).
         eta: added to |w|, in units of weights; the authors use 0.01.
         bias: true where a coordinate is a bias, shape (d,); none by default.
 
     Raises:
         ValueError: wrong shapes, entries that are not finite, or negative eta.
 
-    Source: Kwon et al. 2021 (arXiv 2102.11600), eq. 8.
+    Source: Kwon et al. 2021 (arXiv 2102.11600); T = 1 on biases and eta as in the authors' code.
     """
 
     def __init__(
-        self, weights: Float[np.ndarray, " d"], eta: float = 0.0, bias: Bool[np.ndarray, " d"] | None = None
+        self,
+        weights: Float[np.ndarray, "*batch d"],
+        eta: float = 0.0,
+        bias: Bool[np.ndarray, " d"] | None = None,
     ) -> None:
-        w = check_vector("weights", weights)
+        w = check_points("weights", weights)
         scale = np.abs(w) + check_number("eta", eta, low=0.0)
         if bias is not None:
-            scale = np.where(check_vector("bias", bias, w.size) != 0, 1.0, scale)
-        self.scale: Float[np.ndarray, " d"] = scale
+            scale = np.where(check_vector("bias", bias, w.shape[-1]) != 0, 1.0, scale)
+        self.scale: Float[np.ndarray, "*batch d"] = scale
 
     def multiply(self, v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
         """G v = T^{-2} v.
@@ -129,13 +132,13 @@ class Adaptive(Metric):
             ValueError: a weight is 0 and eta is 0, so that the length is infinite.
         """
         if not self.scale.all():
-            index = int(np.argmin(self.scale))
-            raise ValueError(f"weights[{index}]=0 has no finite length with eta=0; pass a positive eta.")
-        return np.asarray(check_points("v", v, self.scale.size) / self.scale**2)
+            index = [int(i) for i in np.argwhere(self.scale == 0)[0]]
+            raise ValueError(f"weights{index}=0 has no finite length with eta=0; pass a positive eta.")
+        return np.asarray(check_points("v", v, self.scale.shape[-1]) / self.scale**2)
 
     def solve(self, v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
         """G^{-1} v = T^2 v."""
-        return np.asarray(check_points("v", v, self.scale.size) * self.scale**2)
+        return np.asarray(check_points("v", v, self.scale.shape[-1]) * self.scale**2)
 
 
 class PositiveDefinite(Metric):
@@ -175,7 +178,7 @@ class Fisher(PositiveDefinite):
     Raises:
         ValueError: wrong shape, not finite, negative damping, or F + mu I not positive definite.
 
-    Source: Kim et al. 2022 (arXiv 2206.04920), eq. 6.
+    Source: Kim et al. 2022 (arXiv 2206.04920).
     """
 
     def __init__(

@@ -40,6 +40,8 @@ from llqr_sam_ref.exact.lq_problem import dense as dense
 from llqr_sam_ref.exact.lq_problem import random_problem as random_problem
 from llqr_sam_ref.exact.lq_problem import rollout as rollout
 
+TRUSTED = 1e-10  # the largest KKT residual that ``solve`` lets pass
+
 
 class Inertia(NamedTuple):
     """How many eigenvalues of a nonsingular symmetric matrix lie on each side of zero."""
@@ -184,8 +186,8 @@ def _backward_stage(problem: Problem, i: int, P: Array, p: Array, size: float) -
     M_tilde = problem.M[i] + B.T @ P @ A
     slope = problem.r[i] + B.T @ p
     F, signs, pivot = _factor(R_tilde)  # R~ = F diag(signs) F'
-    rounding = 10 * sum(B.shape) * np.finfo(float).eps
-    if pivot <= rounding * (np.linalg.norm(R) + np.linalg.norm(B) ** 2 * size):
+    B_squared = np.linalg.norm(B, 1) * np.linalg.norm(B, np.inf) if B.size else 0.0  # bounds |B|^2 from above
+    if pivot <= 100 * np.finfo(float).eps * (np.linalg.norm(R) + B_squared * size):
         raise ValueError(_no_minimum(problem, i, "singular", R_tilde))
     # Reversed, a Cholesky factor is upper triangular, on which LAPACK's LU is plain back-substitution.
     V = np.linalg.solve(F[::-1, ::-1], np.column_stack((M_tilde, slope))[::-1])[::-1]
@@ -209,7 +211,7 @@ def solve(problem: Problem, x0: ArrayLike | None = None) -> Solution:
     """The optimal controls, by one sweep backwards and one forwards, certified to be the minimum.
 
     u_i = K_i x_i + k_i from ``riccati``. Every R~_i went through a Cholesky factorization, which exists iff
-    the problem has a unique minimum.
+    the problem has a unique minimum; the KKT residual says that the numbers found are that minimum.
 
     Args:
         problem: the problem with N stages.
@@ -219,8 +221,9 @@ def solve(problem: Problem, x0: ArrayLike | None = None) -> Solution:
         Controls, states, gains, value functions, costates, the optimal value and the stage certificate.
 
     Raises:
-        ValueError: a stage is indefinite or singular; the message names the stage, its smallest eigenvalue
-            and a damping that suffices (from the smallest eigenvalue of the dense form).
+        ValueError: a stage is indefinite or singular, or so close to it that rounding leaves a KKT residual
+            above 1e-10; the message names the stage, its smallest eigenvalue and a damping that suffices,
+            from the smallest eigenvalue of the dense form.
 
     Source: LLQR, arXiv 2605.04230, Theorem 4.1; book, chapters 13 and 15.
     """
@@ -228,7 +231,11 @@ def solve(problem: Problem, x0: ArrayLike | None = None) -> Solution:
     for i in reversed(range(problem.horizon)):
         if sweep.stage_inertia[i].negative:
             raise ValueError(_no_minimum(problem, i, "indefinite", sweep.R_tilde[i]))
-    return _steer(problem, sweep, x0)
+    solution = _steer(problem, sweep, x0)
+    if kkt_residual(problem, solution) > TRUSTED:
+        i = int(np.argmin(sweep.stage_eigenvalues))
+        raise ValueError(_no_minimum(problem, i, "singular to working precision", sweep.R_tilde[i]))
+    return solution
 
 
 def stationary_point(problem: Problem, x0: ArrayLike | None = None) -> Solution:
@@ -275,32 +282,34 @@ def kkt_residual(problem: Problem, solution: Solution) -> float:
         solution: the u, x and costates to judge.
 
     Returns:
-        The largest of the three residual norms, each over all stages and divided by the norm of its terms.
+        The largest of the three residual norms, each over all stages and divided by the norm of its terms;
+        for the first, prices count as they were before they cancelled.
 
     Source: Karush-Kuhn-Tucker conditions of the LQ problem (book, chapter 13).
     """
     u, x, costate = solution.u, solution.x, solution.costates
-    end = [costate[-1], -(problem.Q[-1] @ x[-1]), -problem.q[-1]]
-    price, control, motion = [end], [], []
+    price = [[costate[-1], -(problem.Q[-1] @ x[-1]), -problem.q[-1]]]
+    control, motion = [], []
     for i in range(problem.horizon):
         A, B, ahead = problem.A[i], problem.B[i], costate[i + 1]
         control.append([problem.R[i] @ u[i], problem.M[i] @ x[i], problem.r[i], B.T @ ahead])
-        price.append([
-            costate[i],
-            -(problem.Q[i] @ x[i]),
-            -(problem.M[i].T @ u[i]),
-            -problem.q[i],
-            -(A.T @ ahead),
-        ])
+        cross = problem.M[i].T @ u[i]
+        price.append([costate[i], -(problem.Q[i] @ x[i]), -cross, -problem.q[i], -(A.T @ ahead)])
         motion.append([x[i + 1], -(A @ x[i]), -(B @ u[i])])
-    return max(_relative(control), _relative(price), _relative(motion))
+    price_gap, price_size = _gap(price)
+    control_gap, control_size = _gap(control)
+    motion_gap, motion_size = _gap(motion)
+    reach = max(float(np.linalg.norm(B)) for B in problem.B)
+    sizes = (price_size, max(control_size, reach * price_size), motion_size)
+    gaps = (price_gap, control_gap, motion_gap)
+    return max(gap / size if size else 0.0 for gap, size in zip(gaps, sizes, strict=True))
 
 
-def _relative(equations: list[list[Array]]) -> float:
-    """The norm of the sums over the norm of the summands."""
-    residual = math.sqrt(sum(float(np.linalg.norm(sum(terms))) ** 2 for terms in equations))
+def _gap(equations: list[list[Array]]) -> tuple[float, float]:
+    """The norm of the sums, which should be zero, and of the summands."""
+    gap = math.sqrt(sum(float(np.linalg.norm(sum(terms))) ** 2 for terms in equations))
     size = math.sqrt(sum(float(np.linalg.norm(term)) ** 2 for terms in equations for term in terms))
-    return residual / size if size else 0.0
+    return gap, size
 
 
 def _factor(matrix: Array) -> tuple[Array, Array, float]:

@@ -212,7 +212,9 @@ def early_stopping_filter(w: ArrayLike, steps: int, a: float) -> Array:
     w = check_vector("w", np.ravel(w)).reshape(np.shape(w))
     left = (1 - a * w) ** steps
     safe = np.where(w == 0, 1.0, w)
-    learned = np.where(w == 0, a * steps, (1 - left) / safe)
+    gentle = np.where(a * w < 0.5, a * w, 0.0)  # where 1 - left would lose digits
+    gone = np.where(a * w < 0.5, -np.expm1(steps * np.log1p(-gentle)), 1 - left)
+    learned = np.where(w == 0, a * steps, gone / safe)
     response: Array = learned + left
     return response
 

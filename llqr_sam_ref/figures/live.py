@@ -100,12 +100,11 @@ def _compass(g: Vector, d: Vector, phi: float, rho: float) -> Numbers:
     metric = geometry.PositiveDefinite(turn @ np.diag(d) @ turn.T)
     gradient = np.asarray(g, dtype=float)
     step = geometry.ascent_step(gradient, 1.0, metric)
-    lengths = np.linalg.norm(gradient) * np.linalg.norm(step)
-    cosine = gradient @ step / lengths if lengths else 1.0
+    across = gradient[0] * step[1] - gradient[1] * step[0]
     return {
         "eps": geometry.ascent_step(gradient, rho, metric),
         "gain": geometry.ascent_gain(gradient, rho, metric),
-        "angle": math.degrees(math.acos(min(1.0, cosine))),
+        "angle": math.degrees(math.atan2(abs(across), gradient @ step)),
     }
 
 
@@ -229,6 +228,17 @@ def _trap(w: Vector, h: float, eta: float, rho: float, alpha: float, n: int = 40
     return {"path": path, "basin": stability.monge_basin_radius(h, rho, alpha)}
 
 
+@_figure("escapes")
+def _escapes(h: float, eta: float, rho: float, alpha: float, n: int = 400) -> Numbers:
+    starts = [
+        (x, side * k * 0.115) for x in (-1, -0.5, 0, 0.5, 1) for side in (-1, 1) for k in (1, 2, 3, 4, 5, 6)
+    ]
+    ends = dynamics.trajectory(_sam(eta, rho, alpha), landscapes.double_well_saddle(h), np.array(starts), n)[
+        -1
+    ]
+    return {"left": np.abs(ends[:, 1]) > 0.5}
+
+
 @_figure("graphwalk")
 def _graphwalk(c: float, x: float, rho: float) -> Numbers:
     curve, place = landscapes.bowl(np.array([c])), np.array([x], dtype=float)
@@ -251,6 +261,14 @@ def _race(rule: str, w: Vector, eta: float, rho: float, n: int = 200) -> Numbers
     return {"path": path, "radius": np.linalg.norm(moved, axis=-1)}
 
 
+@_figure("stranded")
+def _stranded(rule: str, eta: float, rho: float) -> Numbers:
+    side = np.linspace(-3, 3, 10)
+    starts = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(100, 2)
+    ends = dynamics.trajectory(_rule(rule, eta, rho), landscapes.banana(), starts, 200)[-1]
+    return {"count": int((np.linalg.norm(ends, axis=-1) < 0.5).sum())}
+
+
 @_figure("steer")
 def _steer(A: float, B: float, Q: float, R: float, QN: float, N: int, x: float) -> Numbers:
     found = lqr.solve(lqr.Problem.repeated(N, A=A, B=B, Q=Q, R=R, Q_end=QN), np.array([x]))
@@ -260,6 +278,28 @@ def _steer(A: float, B: float, Q: float, R: float, QN: float, N: int, x: float) 
         "xs": [state.item() for state in found.x],
         "us": [control.item() for control in found.u],
         "cost": found.value,
+    }
+
+
+@_figure("rival")
+def _rival(A: float, B: float, Q: float, R: float, QN: float, N: int, x: float, plan: str) -> Numbers:
+    problem = lqr.Problem.repeated(N, A=A, B=B, Q=Q, R=R, Q_end=QN)
+    prices = [Q] * (N - 1) + [QN]
+    gains = {
+        "nothing": [0.0] * N,
+        "once": [-A / B] + [0.0] * (N - 1),
+        "greedy": [-B * price * A / (R + B * price * B) for price in prices],
+    }[check_choice("plan", plan, ("nothing", "once", "greedy"))]
+    position, efforts = x, []
+    for gain in gains:
+        efforts.append(gain * position)
+        position = A * position + B * efforts[-1]
+    controls = [np.array([effort]) for effort in efforts]
+    states = lqr.rollout(problem, controls, np.array([x]))
+    return {
+        "xs": [state.item() for state in states],
+        "us": efforts,
+        "cost": lqr.cost(problem, controls, np.array([x])),
     }
 
 
@@ -304,16 +344,17 @@ def _probes(
     curvature = np.asarray(G, dtype=float)
     U, target = identity_preconditioner([[(2,)]], "dense"), probes.dense_optimum(curvature)
     start, history = float(np.linalg.norm(np.eye(2) - target)), []
-    for refit in range(refits):
-        angle = math.radians(refit * turn)
-        g = size * np.array([math.cos(angle), math.sin(angle)])
-        U = precondition.average(
-            U, precondition.inner_loop(U, g, curvature, steps=T, eta_U=a, beta=0.0, clip=None), gamma
-        )
-        history.append({
-            "error": float(np.linalg.norm(U.to_dense() - target)) / start,
-            "J": precondition.relaxed_objective(U, g, curvature),
-        })
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverging inner loop is a result
+        for refit in range(refits):
+            angle = math.radians(refit * turn)
+            g = size * np.array([math.cos(angle), math.sin(angle)])
+            U = precondition.average(
+                U, precondition.inner_loop(U, g, curvature, steps=T, eta_U=a, beta=0.0, clip=None), gamma
+            )
+            history.append({
+                "error": float(np.linalg.norm(U.to_dense() - target)) / start,
+                "J": precondition.relaxed_objective(U, g, curvature),
+            })
     return {"U": U.to_dense(), "hist": history}
 
 

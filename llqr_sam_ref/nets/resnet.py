@@ -16,7 +16,11 @@ GROUP_SIZE = 16  # channels a group when norm="group"
 
 def _norm(name: str) -> Norm:
     check_choice("norm", name, ("batch", "group"))
-    return nn.BatchNorm2d if name == "batch" else lambda channels: nn.GroupNorm(max(1, channels // GROUP_SIZE), channels)
+    return (
+        nn.BatchNorm2d
+        if name == "batch"
+        else lambda channels: nn.GroupNorm(max(1, channels // GROUP_SIZE), channels)
+    )
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:

@@ -52,9 +52,7 @@ class Likelihood(ABC):
         """Labels drawn from p(. | z) by inverse distribution functions; ignored targets stay ignored."""
 
     @abstractmethod
-    def score(
-        self, outputs: Float[Tensor, "n ..."], labels: Num[Tensor, "n ..."]
-    ) -> Float[Tensor, "n ..."]:
+    def score(self, outputs: Float[Tensor, "n ..."], labels: Num[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """d(-sum of log p(label | z)) / dz; zero where the label is ignored."""
 
     @abstractmethod
@@ -139,9 +137,7 @@ class Bernoulli(Likelihood):
         """1 where the uniform exceeds the probability of 0."""
         return (uniforms.to(outputs) > torch.sigmoid(-outputs)).to(outputs.dtype)
 
-    def score(
-        self, outputs: Float[Tensor, "n ..."], labels: Num[Tensor, "n ..."]
-    ) -> Float[Tensor, "n ..."]:
+    def score(self, outputs: Float[Tensor, "n ..."], labels: Num[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """pi - y, elementwise."""
         return outputs.sigmoid() - labels
 
@@ -171,12 +167,12 @@ class Gaussian(Likelihood):
         self, outputs: Float[Tensor, "n ..."], targets: Num[Tensor, "n ..."] | None, uniforms: Tensor
     ) -> Num[Tensor, "n ..."]:
         """z plus the normal quantile of the uniform."""
-        inside = uniforms.to(outputs).clamp(min=torch.finfo(outputs.dtype).eps)  # the quantile of 0 is infinite
+        inside = uniforms.to(outputs).clamp(
+            min=torch.finfo(outputs.dtype).eps
+        )  # the quantile of 0 is infinite
         return outputs + self.variance**0.5 * torch.special.ndtri(inside)
 
-    def score(
-        self, outputs: Float[Tensor, "n ..."], labels: Num[Tensor, "n ..."]
-    ) -> Float[Tensor, "n ..."]:
+    def score(self, outputs: Float[Tensor, "n ..."], labels: Num[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """(z - y) / variance, elementwise."""
         return (outputs - labels) / self.variance
 

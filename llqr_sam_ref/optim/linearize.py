@@ -12,17 +12,19 @@ the weights alone is evaluated again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llqr_sam_ref.errors import check_choice, check_number, unknown_name
+from llqr_sam_ref.errors import check_choice, check_number
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
 from llqr_sam_ref.optim.products import (
-    HessianOf,
+    HessianProduct,
     Jacobian,
     KeptHessian,
     KeptJacobian,
@@ -35,15 +37,37 @@ from llqr_sam_ref.optim.pure import Batch, Point, PureModule, Vector, isolated
 from llqr_sam_ref.optim.trace import SplitFunction, UntraceableError
 
 BACKENDS = ("auto", "traced", "kept")
-KEPT_TRACES = 4  # shapes remembered, least recently used dropped first
-Result = TypeVar("Result")
+KEPT_TRACES = 4  # shapes remembered; the least recently used goes first
+Split = SplitFunction | None  # None: cannot be traced
+
+
+@dataclass
+class _Traces:
+    """What survives a move to new weights."""
+
+    jacobians: dict[Any, Split] = field(default_factory=dict)
+    hessians: dict[Any, Split] = field(default_factory=dict)
+    count: int = 0
+
+
+@dataclass
+class _Setup:
+    """What belongs to one point."""
+
+    point: Point
+    jacobian: Jacobian
+    output: Tensor  # a leaf, the root of the graph of the loss
+    loss: Tensor
+    slope: Tensor | None = None
+    gradient: list[Tensor] | None = None
+    hessian: HessianProduct | None = None
 
 
 class Linearization:
     """A module linearized on a probe batch; vectors are dicts of tensors keyed by parameter name.
 
-    Frozen parameters have no entry, tied ones a single entry. Parameters in half precision are computed in float32.
-    Nothing of the module changes: not its gradients, buffers, flags, nor the random state.
+    Frozen parameters have no entry, tied ones a single entry. Half precision is computed in float32. Nothing of the
+    module changes: not its gradients, buffers or flags, nor the random state.
 
     Args:
         module: f, any module whose forward is deterministic: dropout and batch norm in evaluation mode.
@@ -52,17 +76,17 @@ class Linearization:
         targets: the labels y.
         likelihood: of the labels, for Fisher products; inferred from ``loss_fn`` when None.
         states: costs S_i on the change of named modules' outputs: a number s >= 0 for s I, or a positive
-            semidefinite matrix (d, d) on one example's flattened output; a module called twice counts twice.
+            semidefinite matrix (d, d) that acts on each example's flattened output.
         state_reduction: "mean" divides the costs on states by the number of examples, "sum" does not.
-        backend: "traced" graphs, "kept" autograd graphs (no forward-mode rules needed, slower on convolutions), or
-            "auto": traced where the module can be traced.
+        backend: "traced" graphs, "kept" autograd graphs (they need no forward-mode rules; on convolutions they are
+            slower), or "auto": traced where the module can be traced.
 
     Raises:
         ValueError: a bad argument, a module in training mode, a batch that does not fit, is not finite, or gives
             different outputs when evaluated twice.
-        RuntimeError: the module cannot be differentiated twice by the backend.
+        RuntimeError: the module cannot be differentiated twice.
 
-    Source: Schraudolph (2002), section 3 (products with curvature matrices); book, chapter "The relaxation".
+    Source: Schraudolph (2002), "Fast curvature matrix-vector products", section 3.
     """
 
     def __init__(
@@ -78,15 +102,13 @@ class Linearization:
         backend: str = "auto",
     ) -> None:
         self.backend = check_choice("backend", backend, BACKENDS)
-        self._mean_states = check_choice("state_reduction", state_reduction, ("mean", "sum")) == "mean"
+        self._state_reduction = check_choice("state_reduction", state_reduction, ("mean", "sum"))
         self._costs = {name: _checked_cost(name, cost) for name, cost in (states or {}).items()}
         self._pure = PureModule(module, loss_fn, tuple(self._costs))
         self._likelihood = likelihood
-        self._inputs, self._targets = inputs, targets
-        self._jacobians: dict[Any, SplitFunction | None] = {}
-        self._hessians: dict[Any, SplitFunction | None] = {}
-        self._checked: set[Any] = set()
-        self.traces = 0
+        self._batch = (inputs, targets)
+        self._traces = _Traces()
+        self._setup: _Setup | None = None
         self.relinearize()
 
     @property
@@ -95,30 +117,29 @@ class Linearization:
         return self._pure.names
 
     @property
+    def traces(self) -> int:
+        """How many times a graph was traced; new weights or data of known shapes do not add to it."""
+        return self._traces.count
+
+    @property
     def outputs(self) -> Float[Tensor, "n ..."]:
         """z at the point."""
-        return self._here().values[0]
+        return self._here().output.detach()
 
     @property
     def loss(self) -> Float[Tensor, ""]:
         """l(z, y) at the point."""
-        return self._loss.detach()
+        return self._here().loss.detach()
 
     @property
     def likelihood(self) -> Likelihood:
-        """The likelihood given, or inferred from the loss.
-
-        Raises:
-            ValueError: none was given and the loss is not one known.
-        """
+        """The likelihood given, else the one inferred from the loss (ValueError if it is none)."""
         if self._likelihood is None:
             self._likelihood = infer_likelihood(self._pure.loss_fn)
         return self._likelihood
 
     def relinearize(self, inputs: Batch = None, targets: Any = None) -> Linearization:
-        """Move to the module's current weights, and to another batch if one is given.
-
-        Costs one forward pass when the shapes have been seen before.
+        """Move to the module's current weights, and to another batch if one is given: one forward pass.
 
         Args:
             inputs: the new probe batch; None keeps the old batch and its targets.
@@ -129,51 +150,50 @@ class Linearization:
 
         Raises:
             ValueError: as at construction.
-            RuntimeError: as at construction.
         """
         if inputs is not None:
-            self._inputs, self._targets = inputs, targets
+            self._batch = (inputs, targets)
         self.release()
-        pure, point = self._pure, self._pure.at(self._inputs, self._targets)
-        if point.key not in self._checked:
+        pure = self._pure
+        point = pure.at(*self._batch)
+        new = point.key not in self._traces.jacobians
+        if new:
             pure.check(point)
-            self._checked.add(point.key)
         with isolated(pure.device):
-            split = self._traced(self._jacobians, point, trace_jacobian)
+            split = self._split(self._traces.jacobians, trace_jacobian, point)
             jacobian: Jacobian
-            if split is None:
-                jacobian = self._differentiable(lambda: KeptJacobian(pure, point), "adjoint")
-            else:
+            if split is not None:
                 jacobian = TracedJacobian(split, point)
-            self._point, self._jacobian = point, jacobian
+            else:
+                with _twice_differentiable():
+                    jacobian = KeptJacobian(pure, point)
+                    if new:  # what cannot be differentiated shows here and not at the first product
+                        jacobian.tangent([torch.zeros_like(p) for p in point.params])
             with torch.enable_grad():
-                self._output = jacobian.values[0].detach().requires_grad_()
-                self._loss = pure.loss(self._output, point.rest, point.layout)
-        if not bool(torch.isfinite(self._loss) & torch.isfinite(self._output).all()):
-            raise ValueError(f"the probe batch gives a loss of {self._loss.item()} or outputs that are not finite.")
+                output = jacobian.values[0].detach().requires_grad_()
+                loss = pure.loss(output, point.rest, point.layout)
+        if not bool(torch.isfinite(loss) & torch.isfinite(output).all()):
+            raise ValueError(f"the probe batch gives a loss of {loss.item()} or outputs that are not finite.")
+        self._setup = _Setup(point, jacobian, output, loss)
         return self
 
     def release(self) -> None:
-        """Free what was kept of the forward pass; traces stay, products need ``relinearize`` again."""
-        self._jacobian: Jacobian | None = None
-        self._hessian: HessianOf | None = None
-        self._slope: Tensor | None = None
-        self._gradient: list[Tensor] | None = None
-        self._point: Point | None = None
+        """Free what was kept of the forward pass; traces stay, products need ``relinearize()`` first."""
+        self._setup = None
 
     def gradient(self) -> Vector:
         """J^T l'(z): the gradient of the loss, with the loss's own reduction.
 
         Returns:
-            A new dict of tensors; compute it twice and it is the same tensors.
+            A vector of weights; its tensors are shared between calls, do not write into them.
         """
-        jacobian = self._here()
-        if self._gradient is None:
-            self._gradient = self._adjoint(jacobian, self._output_slope().detach())
-        return self._dict(self._gradient)
+        here = self._here()
+        if here.gradient is None:
+            here.gradient = self._adjoint(here, [self._slope(here).detach()])
+        return self._dict(here.gradient)
 
     def jvp(self, v: Vector) -> Float[Tensor, "n ..."]:
-        """J v: the change of the outputs, to first order, when the weights change by v.
+        """J v: the first-order change of the outputs when the weights change by v.
 
         Args:
             v: a vector of weights.
@@ -192,7 +212,7 @@ class Linearization:
         Returns:
             A vector of weights.
         """
-        return self._dict(self._adjoint(self._here(), cotangent))
+        return self._dict(self._adjoint(self._here(), [cotangent.detach()]))
 
     def ggn(self, v: Vector) -> Vector:
         """The Gauss-Newton product J^T l''(z) J v, plus the costs on states.
@@ -206,21 +226,21 @@ class Linearization:
         Raises:
             RuntimeError: the loss has no second derivative in the outputs.
         """
-        slope = self._output_slope()
+        here = self._here()
+        slope = self._slope(here)
         if not slope.requires_grad:
             raise RuntimeError(
-                "the loss is linear in the outputs or has no second derivative, so its Gauss-Newton matrix is zero or "
-                'undefined; use a Fisher product (divergence="fisher") or another loss.'
+                "the loss is linear in the outputs or has no second derivative there, so it has no Gauss-Newton "
+                'matrix; use a Fisher product (divergence="fisher") or another loss.'
             )
 
         def curvature(change: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(slope, self._output, change, retain_graph=True)
-            return product
+            return torch.autograd.grad(slope, here.output, change, retain_graph=True)[0]
 
-        return self._sandwich(v, curvature)
+        return self._sandwich(here, v, curvature)
 
     def fisher(self, v: Vector, reduction: str | None = None) -> Vector:
-        """The Fisher product J^T Q J v, Q the output Fisher of the likelihood, plus the costs on states.
+        """The Fisher product J^T Q J v, with Q of the likelihood's labels, plus the costs on states.
 
         Args:
             v: a vector of weights.
@@ -228,21 +248,17 @@ class Linearization:
 
         Returns:
             A vector of weights.
-
-        Raises:
-            ValueError: the likelihood is not known, or ``reduction`` is not one of these.
         """
-        likelihood = self.likelihood
+        here, likelihood = self._here(), self.likelihood
         mean = check_choice("reduction", reduction or likelihood.reduction, ("mean", "sum")) == "mean"
-        point = self._at()
-        targets = self._pure.targets(point.rest, point.layout)
-        outputs = self._output.detach()
+        targets = self._pure.targets(here.point.rest, here.point.layout)
+        outputs = here.output.detach()
 
         def curvature(change: Tensor) -> Tensor:
             product = likelihood.curvature(outputs, targets, change)
             return product / likelihood.terms(outputs, targets) if mean else product
 
-        return self._sandwich(v, curvature)
+        return self._sandwich(here, v, curvature)
 
     def hessian(self, v: Vector) -> Vector:
         """The Hessian product H v of the loss, plus the costs on states.
@@ -252,113 +268,126 @@ class Linearization:
 
         Returns:
             A vector of weights.
-
-        Raises:
-            RuntimeError: the module or the loss cannot be differentiated twice.
         """
-        point = self._at()
-        with isolated(self._pure.device):
-            if self._hessian is None:
-                split = self._traced(self._hessians, point, trace_hessian)
-                if split is None:
-                    self._hessian = self._differentiable(lambda: KeptHessian(self._pure, point), "product")
-                else:
-                    self._hessian = TracedHessian(split, point)
-            product = self._hessian.product(self._list(v))
+        here = self._here()
+        with isolated(self._pure.device), _twice_differentiable():
+            if here.hessian is None:
+                split = self._split(self._traces.hessians, trace_hessian, here.point)
+                here.hessian = (
+                    TracedHessian(split, here.point) if split else KeptHessian(self._pure, here.point)
+                )
+            product = here.hessian.product(self._list(here, v))
         if self._costs:
-            extra = self._sandwich(v, torch.zeros_like)
+            extra = self._sandwich(here, v, torch.zeros_like)
             product = [a + extra[name] for a, name in zip(product, self.names, strict=True)]
         return self._dict(product)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but traces and residuals: a copy sets up again by ``relinearize``."""
-        dropped = {"_jacobians": {}, "_hessians": {}, "_checked": set(), "traces": 0, "_output": None, "_loss": None}
-        kept = {"_jacobian": None, "_hessian": None, "_slope": None, "_gradient": None, "_point": None}
-        return {**self.__dict__, **dropped, **kept}
+        """Everything but traces and residuals: a copy needs ``relinearize()`` before its first product."""
+        return {**self.__dict__, "_traces": _Traces(), "_setup": None}
 
-    def _traced(
-        self,
-        known: dict[Any, SplitFunction | None],
-        point: Point,
-        trace: Callable[[PureModule, Point], SplitFunction],
-    ) -> SplitFunction | None:
-        """The graphs for the shapes of ``point``, from memory or traced now; None where there are none."""
-        if self.backend == "kept":
-            return None
+    def _split(
+        self, known: dict[Any, Split], trace: Callable[[PureModule, Point], SplitFunction], point: Point
+    ) -> Split:
+        """The graphs for the shapes of ``point``, remembered or traced now."""
         if point.key in known:
             known[point.key] = known.pop(point.key)  # most recently used last
             return known[point.key]
-        try:
-            split = trace(self._pure, point)
-            self.traces += 1
-        except UntraceableError as error:
-            if self.backend == "traced":
-                raise RuntimeError(f"the module cannot be traced; use backend='kept'. {_reason(error)}") from error
-            split = None
+        split: Split = None
+        if self.backend != "kept":
+            try:
+                split = trace(self._pure, point)
+                self._traces.count += 1
+            except UntraceableError as error:
+                if self.backend == "traced":
+                    raise RuntimeError(
+                        f"the module cannot be traced ({error}); use backend='kept'."
+                    ) from error
         known[point.key] = split
-        while len(known) > KEPT_TRACES:
-            known.pop(next(iter(known)))
+        if len(known) > KEPT_TRACES:
+            del known[next(iter(known))]
         return split
 
-    def _differentiable(self, make: Callable[[], Result], test: str) -> Result:
-        """Build kept graphs and differentiate them once more, so that what is missing shows at once."""
-        try:
-            made = make()
-            if isinstance(made, KeptJacobian):
-                made.tangent([torch.zeros_like(p) for p in made.parameters])
-            return made
-        except (RuntimeError, NotImplementedError) as error:
-            raise RuntimeError(f"the module cannot be differentiated twice. {_reason(error)}") from error
-
-    def _at(self) -> Point:
-        point = self._point
-        if point is None:
-            raise RuntimeError("the set-up was released or copied; call relinearize() before taking products.")
-        if point.stale():
+    def _here(self) -> _Setup:
+        if self._setup is None:
+            raise RuntimeError(
+                "the set-up was released or copied; call relinearize() before taking products."
+            )
+        if self._setup.point.stale():
             raise RuntimeError("weights or buffers changed in place since the set-up; call relinearize().")
-        return point
+        return self._setup
 
-    def _here(self) -> Jacobian:
-        self._at()
-        assert self._jacobian is not None
-        return self._jacobian
-
-    def _output_slope(self) -> Tensor:
+    def _slope(self, here: _Setup) -> Tensor:
         """l'(z), with its graph."""
-        self._at()
-        if self._slope is None:
-            with torch.enable_grad(), isolated(self._pure.device):
-                (self._slope,) = torch.autograd.grad(self._loss, self._output, create_graph=True)
-        return self._slope
+        if here.slope is None:
+            with torch.enable_grad():
+                (here.slope,) = torch.autograd.grad(here.loss, here.output, create_graph=True)
+        return here.slope
 
-    def _tangent(self, jacobian: Jacobian, v: Vector) -> list[Tensor]:
-        with torch.autocast(self._pure.device.type, enabled=False):
-            return jacobian.tangent(self._list(v))
-
-    def _adjoint(self, jacobian: Jacobian, *cotangents: Tensor) -> list[Tensor]:
-        missing = [torch.zeros_like(x) for x in jacobian.values[len(cotangents) :]]
-        with torch.autocast(self._pure.device.type, enabled=False):
-            return jacobian.adjoint([*cotangents, *missing])
-
-    def _sandwich(self, v: Vector, curvature: Callable[[Tensor], Tensor]) -> Vector:
+    def _sandwich(self, here: _Setup, v: Vector, curvature: Callable[[Tensor], Tensor]) -> Vector:
         """J^T Q J v + sum_i J_i^T S_i J_i v."""
-        jacobian = self._here()
-        change, *states = self._tangent(jacobian, v)
         with torch.autocast(self._pure.device.type, enabled=False):
-            cotangents = [curvature(change), *self._state_costs(states)]
-        return self._dict(self._adjoint(jacobian, *cotangents))
+            change, *states = self._tangent(here, v)
+            cotangents = [curvature(change)]
+            for state, cost in zip(states, self._costs.values(), strict=True):
+                share = 1 / len(state) if self._state_reduction == "mean" else 1.0
+                if isinstance(cost, Tensor):
+                    cotangents.append((state.flatten(1) @ (share * cost.to(state))).view_as(state))
+                else:
+                    cotangents.append(share * cost * state)
+        return self._dict(self._adjoint(here, cotangents))
 
-    def _state_costs(self, changes: list[Tensor]) -> list[Tensor]:
-        """S_i times the change of each state."""
-        ...
+    def _tangent(self, here: _Setup, v: Vector) -> list[Tensor]:
+        with torch.autocast(self._pure.device.type, enabled=False):
+            return here.jacobian.tangent(self._list(here, v))
 
-    def _list(self, v: Vector) -> list[Tensor]:
-        point = self._at()
-        missing = [name for name in self.names if name not in v]
-        if missing or len(v) != len(self.names):
-            unknown = [name for name in v if name not in self.names]
-            raise ValueError(f"a vector needs one tensor a parameter; missing {missing}, unknown {unknown}.")
-        return [v[name].detach().to(p.dtype) for name, p in zip(self.names, point.params, strict=True)]
+    def _adjoint(self, here: _Setup, cotangents: list[Tensor]) -> list[Tensor]:
+        cotangents = cotangents + [torch.zeros_like(x) for x in here.jacobian.values[len(cotangents) :]]
+        with torch.autocast(self._pure.device.type, enabled=False):
+            return here.jacobian.adjoint(cotangents)
 
-    def _dict(self, tensors: list[Tensor]) -> Vector:
+    def _list(self, here: _Setup, v: Vector) -> list[Tensor]:
+        if set(v) != set(self.names):
+            missing, unknown = sorted(set(self.names) - set(v)), sorted(set(v) - set(self.names))
+            raise ValueError(
+                f"a vector has one tensor a trainable parameter; missing {missing}, unknown {unknown}."
+            )
+        return [v[name].detach().to(p.dtype) for name, p in zip(self.names, here.point.params, strict=True)]
+
+    def _dict(self, tensors: Sequence[Tensor]) -> Vector:
         return dict(zip(self.names, tensors, strict=True))
+
+
+def _checked_cost(name: str, cost: float | Tensor) -> float | Tensor:
+    """A number >= 0 or a symmetric positive semidefinite matrix."""
+    if not isinstance(cost, Tensor):
+        return check_number(f"states[{name!r}]", cost, low=0.0)
+    if cost.ndim != 2 or cost.shape[0] != cost.shape[1] or not bool(torch.isfinite(cost).all()):
+        raise ValueError(
+            f"states[{name!r}] has shape {tuple(cost.shape)}; pass a finite square matrix or a number."
+        )
+    size = float(cost.abs().max())
+    if (
+        float((cost - cost.mT).abs().max()) > 1e-6 * size
+        or float(torch.linalg.eigvalsh(cost)[0]) < -1e-6 * size
+    ):
+        raise ValueError(f"states[{name!r}] is not symmetric positive semidefinite; pass a cost that is.")
+    return cost.detach()
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Say what can be done when a derivative is not implemented."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        remedy = "replace the operation by one that torch can differentiate twice"
+        if "attention" in str(error) or "flash" in str(error):
+            remedy = (
+                "fused attention has neither forward-mode nor second derivatives: call scaled_dot_product_attention "
+                "without forcing a kernel, or write softmax(Q K^T) V out"
+            )
+        raise RuntimeError(
+            f"the module or its loss cannot be differentiated twice ({reason}); {remedy}."
+        ) from error

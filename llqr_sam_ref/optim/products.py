@@ -33,7 +33,7 @@ class Jacobian(Protocol):
         """J^T c, one tensor a parameter."""
 
 
-class HessianOf(Protocol):
+class HessianProduct(Protocol):
     """The Hessian of the loss at one point."""
 
     def product(self, v: Tensors) -> list[Tensor]:
@@ -161,7 +161,9 @@ class KeptHessian:
         return _gradients(self._gradient, self._params, v)
 
 
-def _gradients(outputs: Tensors, inputs: Tensors, cotangents: Tensors, *, create_graph: bool = False) -> list[Tensor]:
+def _gradients(
+    outputs: Tensors, inputs: Tensors, cotangents: Tensors, *, create_graph: bool = False
+) -> list[Tensor]:
     """Sum of outputs' derivatives in the inputs, graphs kept; zeros where there is no dependence."""
     pairs = [(z, c) for z, c in zip(outputs, cotangents, strict=True) if z.requires_grad]
     if not pairs:

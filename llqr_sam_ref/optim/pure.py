@@ -87,7 +87,9 @@ class PureModule:
         for name, parameter in trainable.items():
             if parameter.is_complex() or parameter.layout != torch.strided:
                 kind = "complex" if parameter.is_complex() else "sparse"
-                raise ValueError(f"parameter {name!r} is {kind}; curvature products need dense real parameters.")
+                raise ValueError(
+                    f"parameter {name!r} is {kind}; curvature products need dense real parameters."
+                )
         known = dict(module.named_modules())
         for name in states:
             if name not in known:
@@ -137,10 +139,10 @@ class PureModule:
             layout: what ``rest`` is made of.
 
         Returns:
-            The module's output, then the output of each module in ``states`` at each of its calls.
+            The module's output, then the output of each module in ``states``.
 
         Raises:
-            ValueError: an output is not a floating-point tensor.
+            ValueError: an output is not one floating-point tensor, or a state is not computed exactly once.
         """
         tensors = dict(zip(self.names, params, strict=True))
         tensors.update(zip(layout.fixed, rest, strict=False))
@@ -155,10 +157,16 @@ class PureModule:
         finally:
             for handle in handles:
                 handle.remove()
-        for name, value in (("the module", output), *((n, x) for n in self.states for x in caught[n])):
+        for name, calls in caught.items():
+            if len(calls) != 1:
+                raise ValueError(
+                    f"states={name!r} is called {len(calls)} times in a forward pass; choose another module."
+                )
+        results = {"the module": output, **{name: calls[0] for name, calls in caught.items()}}
+        for name, value in results.items():
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 raise ValueError(f"{name} must return one floating-point tensor, not {type(value).__name__}.")
-        return [output, *(state for name in self.states for state in caught[name])]
+        return list(results.values())
 
     def loss(self, output: Tensor, rest: Sequence[Tensor], layout: Layout) -> Tensor:
         """The loss of an output.
@@ -193,11 +201,13 @@ class PureModule:
         Raises:
             ValueError: the batch does not fit or is not finite, two evaluations differ, or buffers are written.
         """
-        _, leaves = point.rest[: len(point.layout.fixed)], point.rest[len(point.layout.fixed) :]
+        leaves = point.rest[len(point.layout.fixed) :]
         shapes = [tuple(leaf.shape) for leaf in leaves]
         for leaf in leaves:
             if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-                raise ValueError(f"the probe batch (shapes {shapes}) contains NaN or Inf; remove those examples.")
+                raise ValueError(
+                    f"the probe batch (shapes {shapes}) contains NaN or Inf; remove those examples."
+                )
         versions = [tensor._version for tensor in point.rest]
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad(), isolated(self.device):
@@ -215,9 +225,13 @@ class PureModule:
                     f"loss_fn cannot be evaluated on outputs of shape {tuple(first.shape)} with these targets: {error}"
                 ) from error
         if not bool(torch.isfinite(loss) & torch.isfinite(first).all()):
-            raise ValueError(f"the probe batch (shapes {shapes}) gives a loss of {loss.item()} or outputs not finite.")
+            raise ValueError(
+                f"the probe batch (shapes {shapes}) gives a loss of {loss.item()} or outputs not finite."
+            )
         if [tensor._version for tensor in point.rest] != versions:
-            raise ValueError("the module writes into its buffers or inputs when it is evaluated; it must not.")
+            raise ValueError(
+                "the module writes into its buffers or inputs when it is evaluated; it must not."
+            )
         tolerance = float(torch.finfo(first.dtype).eps) ** 0.5 * float(first.abs().max())
         if first.shape != second.shape or float((first - second).abs().max()) > tolerance:
             raise ValueError(

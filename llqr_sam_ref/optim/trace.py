@@ -8,6 +8,7 @@ residuals and t_j. Set up again at new weights, the maps are the derivative ther
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,9 +37,7 @@ class SplitFunction:
         UntraceableError: ``fn`` cannot be traced, or is not of this form.
     """
 
-    def __init__(
-        self, fn: Callable[..., tuple[Tensors, ...]], primals: Tensors, *tangents: Tensors
-    ) -> None:
+    def __init__(self, fn: Callable[..., tuple[Tensors, ...]], primals: Tensors, *tangents: Tensors) -> None:
         counts = [len(primals), *(len(t) for t in tangents)]
         sizes: list[int] = []
 
@@ -53,7 +52,9 @@ class SplitFunction:
 
         arguments = [*primals, *(tensor for t in tangents for tensor in t)]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                # torch compiles its own forward-mode rules on first use, with a function it deprecates
+                warnings.filterwarnings("ignore", r".*torch\.jit\.script", DeprecationWarning)
                 traced = make_fx(functionalize(flat))(*arguments)
         except Exception as error:  # whatever a module's forward can raise under tracing
             raise UntraceableError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""Shared by the tests of the relaxed objective: layers, random preconditioners, derivatives without a formula."""
+"""Shared by tests of the relaxed objective: layers, random preconditioners, derivatives without formula."""
 
 from __future__ import annotations
 

@@ -129,7 +129,8 @@ def test_sampled_label_probes_are_unbiased(rng: np.random.Generator) -> None:
 
 def test_averages_are_bias_corrected(rng: np.random.Generator) -> None:
     """Against the running sum divided by 1 - beta^t; bases drawn at refits 1, 2, 5, 10 and nowhere else."""
-    state, raw, grams, drawn = no_curvature([(3, 4)], "ekfac"), 0.0, np.zeros((3, 3)), []
+    state, raw, grams = no_curvature([(3, 4)], "ekfac"), np.zeros((3, 4)), np.zeros((3, 3))
+    drawn: list[int] = []
     basis: closed_form.Bases = (np.eye(3), np.eye(4))
     for refit in range(1, 12):
         V = rng.standard_normal((2, 3, 4))

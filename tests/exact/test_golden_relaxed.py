@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,29 +11,34 @@ from llqr_sam_ref.exact.config import Config
 from llqr_sam_ref.exact.llqr import perturbation, refit, start
 from llqr_sam_ref.exact.precondition import inner_loop, relaxed_gradient, relaxed_objective
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
-from llqr_sam_ref.exact.structures import Array
+from llqr_sam_ref.exact.structures import Arrays
+from tests.exact import golden
 
-GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "official_llqr_mlp.npz")
-LAYERS = (((5,), (6, 5)), ((4,), (5, 4)), ((3,), (4, 3)))
+NUMBERS = golden.numbers()
+LAYERS = (((5, 6), (5,)), ((4, 5), (4,)), ((3, 4), (3,)))
 STRUCTURES = {"scalar": "scalar", "diagonal": "diagonal", "kfac": "kronecker"}
-LAYER_SIZES = (35, 24, 15)
 MU = 0.01
+THETA, G_VECTOR = golden.ours(NUMBERS["tanh/theta"]), golden.ours(NUMBERS["tanh/g"])
+F_SUM, F_MEAN = golden.ours_matrix(NUMBERS["tanh/Fsum"]), golden.ours_matrix(NUMBERS["tanh/Fmean"])
 
 
-def close(found: object, golden: str) -> None:
-    np.testing.assert_allclose(np.asarray(found), GOLDEN[golden], rtol=1e-9, atol=1e-9)
+def close(found: object, wanted: object) -> None:
+    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=1e-9, atol=1e-9)
 
 
-def compare_arrays(arrays: list[dict[str, Array]], name: str, prefix: str) -> None:
-    """Stored arrays against the fixture, which keeps kernels as (input, output): its A acts on our rows."""
-    if name != "kfac":
-        for layer, stored in enumerate(arrays):
-            close(next(iter(stored.values())), f"{prefix}/layers_{layer}")
+def compare_arrays(arrays: Sequence[Arrays], name: str, prefix: str) -> None:
+    """Stored arrays against the fixture: its A is the input side's factor (Phi), its B the output side's."""
+    if name == "kfac":
+        for layer in range(3):
+            close(arrays[2 * layer]["Phi"], NUMBERS[f"{prefix}/layers_{layer}/Dense_0.kernel/A"])
+            close(arrays[2 * layer]["Psi"], NUMBERS[f"{prefix}/layers_{layer}/Dense_0.kernel/B"])
+            close(arrays[2 * layer + 1]["d"], NUMBERS[f"{prefix}/layers_{layer}/Dense_0.bias/diag"])
         return
-    for layer in range(3):
-        close(arrays[2 * layer]["d"], f"{prefix}/layers_{layer}/Dense_0.bias/diag")
-        close(arrays[2 * layer + 1]["Psi"], f"{prefix}/layers_{layer}/Dense_0.kernel/A")
-        close(arrays[2 * layer + 1]["Phi"], f"{prefix}/layers_{layer}/Dense_0.kernel/B")
+    stored = [NUMBERS[f"{prefix}/layers_{layer}"] for layer in range(3)]
+    if name == "diagonal":
+        close(np.concatenate([part["d"] for part in arrays]), golden.ours(np.concatenate(stored)))
+    else:
+        close([part["u"] for part in arrays], stored)
 
 
 def identity(name: str) -> Preconditioner:
@@ -42,42 +47,41 @@ def identity(name: str) -> Preconditioner:
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_value_and_gradient_at_the_identity(name: str) -> None:
-    prefix, g, G = f"B_tanh/{name}/ngd/lam0.01", GOLDEN["tanh/g"], GOLDEN["tanh/Fsum"]
-    close(relaxed_objective(identity(name), g, G, MU), f"{prefix}/J_identity")
-    compare_arrays(relaxed_gradient(identity(name), g, G, MU), name, f"{prefix}/dJdU_identity")
+    prefix = f"B_tanh/{name}/ngd/lam0.01"
+    close(relaxed_objective(identity(name), G_VECTOR, F_SUM, MU), NUMBERS[f"{prefix}/J_identity"])
+    compare_arrays(relaxed_gradient(identity(name), G_VECTOR, F_SUM, MU), name, f"{prefix}/dJdU_identity")
 
 
 @pytest.mark.parametrize("steps", [1, 50])
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_the_inner_loop_ends_where_theirs_does(name: str, steps: int) -> None:
-    prefix, g, G = f"B_tanh/{name}/ngd/lam0.01/steps{steps}", GOLDEN["tanh/g"], GOLDEN["tanh/Fsum"]
-    U = inner_loop(identity(name), g, G, MU, steps=steps)
-    compare_arrays([dict(block.arrays) for block in U.blocks], name, prefix)
-    close(U.apply(g), f"{prefix}/Ug")
-    close(relaxed_objective(identity(name), g, G, MU), f"{prefix}/J_before")
-    close(relaxed_objective(U, g, G, MU), f"{prefix}/J_after")
+    prefix = f"B_tanh/{name}/ngd/lam0.01/steps{steps}"
+    U = inner_loop(identity(name), G_VECTOR, F_SUM, MU, steps=steps)
+    compare_arrays([block.arrays for block in U.blocks], name, prefix)
+    close(U.apply(G_VECTOR), golden.ours(NUMBERS[f"{prefix}/Ug"]))
+    close(relaxed_objective(identity(name), G_VECTOR, F_SUM, MU), NUMBERS[f"{prefix}/J_before"])
+    close(relaxed_objective(U, G_VECTOR, F_SUM, MU), NUMBERS[f"{prefix}/J_after"])
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_the_published_configuration_is_that_inner_loop(name: str) -> None:
     """With no averaging, and the mean Fisher, which the configuration sums over the eight examples."""
     config = Config.published(structure=STRUCTURES[name], damping=MU, ema=0.0)
-    g = GOLDEN["tanh/g"]
-    state = refit(config, start(config, GOLDEN["tanh/theta"], LAYERS), g, 8, GOLDEN["tanh/Fmean"])
+    state = refit(config, start(config, THETA, LAYERS), G_VECTOR, 8, F_MEAN)
     prefix = f"B_tanh/{name}/ngd/lam0.01/steps50"
-    compare_arrays([dict(block.arrays) for block in state.U.blocks], name, prefix)
-    close(state.U.apply(g), f"{prefix}/Ug")
+    compare_arrays([block.arrays for block in state.U.blocks], name, prefix)
+    close(state.U.apply(G_VECTOR), golden.ours(NUMBERS[f"{prefix}/Ug"]))
 
 
 @pytest.mark.parametrize("norm", ["euclidean", "dual"])
 def test_perturbations_over_all_layers_and_layer_by_layer(norm: str) -> None:
     theirs = {"euclidean": "euclidean", "dual": "matrix_norm"}[norm]
-    v = GOLDEN["tanh/g"]
-    U = inner_loop(identity("diagonal"), v, GOLDEN["tanh/Fsum"], MU)
-    close(perturbation(U, v, 0.05, norm), f"C/diagonal/ema_precond_grad/{theirs}")
-    parts = [
+    prefix = "C/diagonal/ema_precond_grad"
+    U = inner_loop(identity("diagonal"), G_VECTOR, F_SUM, MU)
+    close(perturbation(U, G_VECTOR, 0.05, norm), golden.ours(NUMBERS[f"{prefix}/{theirs}"]))
+    layers = [
         perturbation(Preconditioner((block,)), part, 0.05 / np.sqrt(3), norm)
-        for block, part in zip(U.blocks, U.split(v), strict=True)
+        for block, part in zip(U.blocks, U.split(G_VECTOR), strict=True)
     ]
-    assert tuple(part.size for part in parts) == LAYER_SIZES
-    close(np.concatenate(parts), f"C/diagonal/ema_precond_grad/layer_{theirs}")
+    assert [layer.size for layer in layers] == [35, 24, 15]
+    close(np.concatenate(layers), golden.ours(NUMBERS[f"{prefix}/layer_{theirs}"]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,8 +108,8 @@ def test_fifty_steps_of_the_default_against_a_second_writing_of_it() -> None:
         if step % 3 == 0:
             number = step // 3 + 1
             labels = sample_labels(model(w), rng.random(16))
-            V = [NET.gradient(w, X[4 * j : 4 * j + 4], labels[4 * j : 4 * j + 4]) for j in range(4)]
-            V = [[p.reshape(s) for p, s in zip(np.split(v, cuts), shapes, strict=True)] for v in V]
+            flat = [NET.gradient(w, X[4 * j : 4 * j + 4], labels[4 * j : 4 * j + 4]) for j in range(4)]
+            V = [[p.reshape(s) for p, s in zip(np.split(v, cuts), shapes, strict=True)] for v in flat]
             if number in {1, 2} or number % 5 == 0:
                 drawn += 1
                 for i in grams:
@@ -175,7 +177,7 @@ def test_the_published_order_of_decay_and_momentum() -> None:
 def test_every_structure_descends_with_a_positive_preconditioner(
     name: str, solver: str, acts_on: str
 ) -> None:
-    extra = (
+    extra: dict[str, Any] = (
         {}
         if solver == "closed-form"
         else {"damping_kind": "absolute", "damping": 0.01, "inner_lr": 0.05, "ema": 0.5}
@@ -226,7 +228,7 @@ def test_sum_or_mean_cannot_matter_for_the_default_and_does_for_the_published() 
 def test_the_learning_rate_is_the_rms_change_of_a_weight() -> None:
     for rule in ("rms", "rms-per-tensor"):
         history = train(Config(step_rule=rule, every=4, probes=4), 6, eta=0.003)
-        for before, after in zip(history, history[1:], strict=False):
+        for before, after in itertools.pairwise(history):
             move = after.w - before.w
             np.testing.assert_allclose(np.sqrt(np.mean(move**2)), 0.003, rtol=1e-12)
             parts = [np.sqrt(np.mean(part**2)) for part in np.split(move, [30, 35, 50])]
@@ -311,6 +313,18 @@ def test_the_guard_is_for_published_scalars_and_diagonals_and_can_be_waived() ->
         lowest[allowed] = float(np.diag(state.U.to_dense()).min())
     assert lowest[False] == 1e-8
     assert lowest[True] < 0
+
+
+def test_the_curvature_is_that_of_the_mean_loss_or_n_times_that(rng: np.random.Generator) -> None:
+    """With absolute damping the scale is visible: c averages m V^2, and n times that when summed."""
+    V = rng.standard_normal((4, SIZE))
+    for reduction, factor in (("mean", 1.0), ("sum", 16.0)):
+        config = Config(
+            structure="diagonal", probes=4, reduction=reduction, damping_kind="absolute", damping=0.5
+        )
+        state = refit(config, start(config, W, LAYERS), V, 16)
+        c = factor * 4 * np.mean(V**2, axis=0)
+        np.testing.assert_allclose(np.diag(state.U.to_dense()), 1 / (c + 0.5), rtol=1e-13)
 
 
 # The seam, and the numbers of the book

@@ -77,7 +77,7 @@ def test_several_probes_mean_their_average(rng: np.random.Generator) -> None:
 
 
 def test_the_inner_loop_against_a_second_writing_of_it(rng: np.random.Generator) -> None:
-    """Kronecker on one kernel, clip active at first, non-finite entries none: scripted with plain matrices."""
+    """Kronecker on one kernel, the clip active in a part of the steps, written with plain matrices."""
     X, G = rng.standard_normal((4, 3)), random_spd(rng, 12)
     Psi, Phi = np.eye(4), np.eye(3)
     v_Psi, v_Phi = np.zeros((4, 4)), np.zeros((3, 3))
@@ -115,9 +115,9 @@ def test_the_large_kronecker_factor_never_has_to_be_formed(rng: np.random.Genera
         S = Psi @ moved.T
         Z = (G @ S.ravel() - X.ravel()).reshape(3, 7)
         Y, d_Psi = Z.T @ Psi, Z @ moved
-        length = np.sqrt(np.sum((Y.T @ Y) * gram))
+        length = float(np.sqrt(np.sum((Y.T @ Y) * gram)))
         v_W = 0.9 * v_W + Y * min(1.0, 1.0 / length)
-        v_Psi = 0.9 * v_Psi + d_Psi * min(1.0, 1.0 / np.linalg.norm(d_Psi))
+        v_Psi = 0.9 * v_Psi + d_Psi * min(1.0, 1.0 / float(np.linalg.norm(d_Psi)))
         W, Psi = W - 1e-2 * v_W, Psi - 1e-2 * v_Psi
     np.testing.assert_allclose(full.blocks[0].arrays["Phi"], start["Phi"] + W @ X, atol=1e-12)
     np.testing.assert_allclose(full.blocks[0].arrays["Psi"], Psi, atol=1e-12)
