@@ -5,7 +5,16 @@
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors see; the table below is what happens
+    from llqr_sam_ref.optim import SAM as SAM
+    from llqr_sam_ref.optim import Adaptive as Adaptive
+    from llqr_sam_ref.optim import Euclidean as Euclidean
+    from llqr_sam_ref.optim import Fisher as Fisher
+    from llqr_sam_ref.optim import Monge as Monge
+    from llqr_sam_ref.optim import Preconditioned as Preconditioned
+    from llqr_sam_ref.optim import frozen_batch_stats as frozen_batch_stats
 
 __version__ = "0.1.0"
 

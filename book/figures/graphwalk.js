@@ -53,6 +53,6 @@ export const figure = {
   sentence: ({ x, rho }, { slope, sam, monge }) => slope === 0 ? "Flat here: no slope, no direction, and neither method moves."
     : rho === 0 ? "Radius zero: nobody moves."
     : `Slope ${fmt(slope)}: SAM moves ${fmt(Math.abs(sam - x))}, M-SAM ${fmt(Math.abs(monge - x))}.`,
-  table: (_, { slope, sam, monge, riseSam, riseMonge, linearSam, linearMonge }) => ({ head: ["", "SAM", "M-SAM"], rows: [
+  table: (_, { slope, sam, monge, riseSam, riseMonge, linearSam, linearMonge }) => ({ head: ["quantity", "SAM", "M-SAM"], rows: [
     ["arrives at", sam, monge], ["rise of the loss", riseSam, riseMonge], ["rise on the straight line", linearSam, linearMonge], ["slope", slope, slope]] }),
 };

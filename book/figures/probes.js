@@ -48,7 +48,7 @@ export const figure = {
     const tip = image(U).reduce((a, b) => b[1] - b[0] < a[1] - a[0] ? b : a);
     if (Number.isFinite(tip[0])) p.label([Math.max(-5, Math.min(5, tip[0])), Math.max(-5, Math.min(5, tip[1]))], "*U*", { side: "sw", color: look("llqr").text, weight: 600 });
     const box = narrow ? [48, W * 0.72 + 58, W - 62, H - W * 0.72 - 112] : [side + 78, 30, W - side - 92, H - 84];
-    const top = Math.max(2, ...hist.map(v => Number.isFinite(v.error) ? Math.min(1e3, v.error) : 1e3)), q = s.plot(box, [0, 40], [1e-5, top, true], { xlabel: "refit", ylabel: "distance to the inverse (share of the start)" });
+    const top = Math.max(2, ...hist.map(v => Number.isFinite(v.error) ? Math.min(1e3, v.error) : 1e3)), q = s.plot(box, [0, 40], [1e-5, top, true], { xlabel: "refit", ylabel: "distance to the inverse, start = 1" });
     const points = [[0, 1], ...hist.map((v, i) => [i + 1, v.error])];
     q.line(points, "llqr").leaves(points, "llqr");
     points.forEach(v => q.mark("llqr", v, { r: 2.6 }));

@@ -17,7 +17,7 @@ export function race({ rule = "sam", w = [-1.5, 0.5], eta = 0.01, rho = 1, n = 2
 export function stranded({ rule, eta, rho, n = 200 }) {
   let count = 0;
   for (let k = 0; k < 100; k++) {
-    let x = -3 + Math.floor(k / 10) * 6 / 9, y = -3 + k % 10 * 6 / 9;
+    let x = (2 * Math.floor(k / 10) - 9) / 3, y = (2 * (k % 10) - 9) / 3;
     for (let t = 0; t < n; t++) {
       let r = 2 * (x * y - 1), a = x, b = y;
       const s = Math.abs(r) * Math.sqrt(x * x + y * y);

@@ -145,7 +145,15 @@ export function scene(W, H) {
     else if (ticks[0] || ticks[1] || xticks || yticks) rule([x, y], [x, y + h]), rule([x, y + h], [x + w, y + h]);
     if (xlabel) text(x + w / 2, y + h + (tx.length ? 33 : 17), xlabel, { anchor: "middle" });
     if (ylabel) text(x, y - 9, ylabel, { anchor: tx.length || ty.length ? "start" : "start" });
-    const inside = draw => { const from = parts.length; draw(); const body = parts.splice(from).join(""); put(el("svg", { x, y, width: w, height: h, viewBox: `${digits(x)} ${digits(y)} ${digits(w)} ${digits(h)}` }, body)); return p; };
+    // What is drawn inside is clipped by a nested <svg>; neighbors in the drawing order share one.
+    const open = `<svg x="${digits(x)}" y="${digits(y)}" width="${digits(w)}" height="${digits(h)}" viewBox="${digits(x)} ${digits(y)} ${digits(w)} ${digits(h)}">`;
+    const inside = draw => {
+      const from = parts.length;
+      draw();
+      const body = parts.splice(from).join(""), last = parts.at(-1);
+      if (last?.startsWith(open)) parts[parts.length - 1] = `${last.slice(0, -6)}${body}</svg>`; else put(`${open}${body}</svg>`);
+      return p;
+    };
     const at = ([a, b]) => [X.to(a), Y.to(b)], within = ([a, b]) => a >= x - 0.5 && a <= x + w + 0.5 && b >= y - 0.5 && b <= y + h + 0.5;
     const p = {
       X, Y, at, box: [x, y, w, h], inside,

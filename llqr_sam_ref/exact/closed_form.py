@@ -90,13 +90,13 @@ class CurvatureEstimate:
         return sum(estimate.trace for estimate in self.estimates)
 
 
-def no_curvature(shapes: Sequence[Shape], structure: str, max_side: int = 1024) -> CurvatureEstimate:
+def no_curvature(shapes: Sequence[Shape], structure: str, max_side: int | None = 1024) -> CurvatureEstimate:
     """The state before the first refit: zero curvature, identity bases.
 
     Args:
         shapes: of the arrays, in the order of the flat weight vector.
         structure: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac" or "dense".
-        max_side: sides of a matrix wider than this keep the identity basis.
+        max_side: sides of a matrix wider than this keep the identity basis; None for no limit.
 
     Returns:
         The state.
@@ -105,7 +105,8 @@ def no_curvature(shapes: Sequence[Shape], structure: str, max_side: int = 1024) 
         ValueError: an unknown structure, an array that is neither vector nor matrix, a negative max_side.
     """
     check_choice("structure", structure, STRUCTURES)
-    check_count("max_side", max_side, low=0)
+    if max_side is not None:
+        check_count("max_side", max_side, low=0)
     estimates = []
     for shape in map(tuple, shapes):
         kind, p = structure_for(structure, shape), entries(shape)
@@ -113,7 +114,7 @@ def no_curvature(shapes: Sequence[Shape], structure: str, max_side: int = 1024) 
         bases: Bases = (None, None)
         grams: Bases = (None, None)
         if kind.name in TWO_SIDED:
-            rows, columns = (side if side <= max_side else None for side in shape)
+            rows, columns = (side if max_side is None or side <= max_side else None for side in shape)
             bases = (_eye(rows), _eye(columns))
             grams = (_zeros(rows), _zeros(columns))
         estimates.append(Estimate(shape, kind, c, bases, grams))

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import check_points, check_preconditioner
-from llqr_sam_ref.exact.geometry import precondition, scaled_step
+from llqr_sam_ref.exact.geometry import apply_U, scaled_step
 from llqr_sam_ref.exact.landscapes import Array, Landscape
 from llqr_sam_ref.exact.stability import (
     contrast,
@@ -169,7 +169,7 @@ def perturbation(method: Method, g: Float[np.ndarray, "*batch d"]) -> Float[np.n
 
 def _perturb(method: Method, g: Array) -> Array:
     U = method.U if method.ascent_U is None else method.ascent_U
-    p = g if U is None else precondition(U, g)
+    p = g if U is None else apply_U(U, g)
     if method.norm == "none":
         return np.asarray(method.rho * p)
     if method.norm == "dual":
@@ -187,7 +187,7 @@ def _direction(method: Method, landscape: Landscape, w: Array, xi: Array | float
     g = landscape.slope(w) + xi
     if method.rho > 0:
         g = landscape.slope(w + _perturb(method, g)) + xi
-    return g if method.U is None else precondition(method.U, g)
+    return g if method.U is None else apply_U(method.U, g)
 
 
 def step(
@@ -234,8 +234,8 @@ def trajectory(
         landscape: the loss.
         start: w_0, shape (..., d).
         steps: number of steps T.
-        noise: gradient noise, the same in both passes: an array of shape (T, ...) that broadcasts to
-            (T, ..., d), or a function (step, shape) -> array.
+        noise: gradient noise, the same in both passes: an array of shape (T, ..., d), one of shape (T, d)
+            that all starts share, or a function (step, shape) -> array.
 
     Returns:
         w_0 ... w_T, shape (T + 1, ..., d).
@@ -257,9 +257,12 @@ def orbit(
 ) -> Iterator[Array]:
     """Yield w_0 ... w_T of ``trajectory`` one by one, keeping none of them and trusting the arguments."""
     if noise is not None and not callable(noise):
-        noise = np.asarray(noise, dtype=np.float64)
-        if noise.ndim < 1 or len(noise) != steps:
-            raise ValueError(f"noise has shape {noise.shape}; pass one draw for each of the {steps} steps.")
+        noise = check_points("noise", noise)
+        if len(noise) != steps or noise.shape[1:] != w.shape[-(noise.ndim - 1) :]:
+            wanted = (steps, *w.shape)
+            raise ValueError(
+                f"noise has shape {noise.shape}; pass draws of shape {wanted} for the {steps} steps."
+            )
     velocity: Array | float = 0.0
     yield w
     for t in range(steps):

@@ -218,7 +218,7 @@ class Preconditioned(Metric):
 
     def solve(self, v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
         """G^{-1} v = U v."""
-        return precondition(self.U, check_points("v", v, len(self.U)))
+        return apply_U(self.U, check_points("v", v, len(self.U)))
 
 
 class Monge(Metric):
@@ -301,7 +301,7 @@ def make_metric(name: str, **ingredients: Any) -> Metric:
     return kind(**ingredients)
 
 
-def precondition(
+def apply_U(
     U: Float[np.ndarray, "d d"] | Float[np.ndarray, " d"], v: Float[np.ndarray, "*batch d"]
 ) -> Float[np.ndarray, "*batch d"]:
     """U v for a diagonal U of shape (d,) or a symmetric U of shape (d, d)."""
@@ -339,7 +339,19 @@ def ascent_step(
 def scaled_step(
     v: Float[np.ndarray, "*batch d"], solved: Float[np.ndarray, "*batch d"], rho: float, norm: str
 ) -> Float[np.ndarray, "*batch d"]:
-    """The seam's last line, given v and G^{-1}v and trusting both: iterations call it at every step."""
+    """The seam's last line, given v and G^{-1}v and trusting both: iterations call it at every step.
+
+    Args:
+        v: ascent vector, shape (..., d).
+        solved: G^{-1} v, shape (..., d).
+        rho: radius.
+        norm: "dual" or "euclidean".
+
+    Returns:
+        epsilon, shape (..., d).
+
+    Source: the book, (1.2).
+    """
     size = _size(solved)
     solved = solved / size  # sizes near 1: no square overflows or underflows
     if norm == "euclidean":

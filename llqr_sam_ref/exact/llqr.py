@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from llqr_sam_ref.config import CHOICES, LLQRConfig
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import check_vector
 from llqr_sam_ref.exact.closed_form import (
@@ -30,11 +31,34 @@ from llqr_sam_ref.exact.closed_form import (
     relative_damping,
     update_curvature,
 )
-from llqr_sam_ref.exact.config import CHOICES, Config, HeavyBall
 from llqr_sam_ref.exact.geometry import Metric, ascent_step
 from llqr_sam_ref.exact.precondition import Curvature, average, curvature_product, guard_signs, inner_loop
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
-from llqr_sam_ref.exact.structures import Layers, Shape, entries
+from llqr_sam_ref.exact.structures import TWO_SIDED, Layers, Shape, entries
+
+
+@dataclass(frozen=True)
+class HeavyBall:
+    """The base optimizer: m <- beta m + v, and the direction m, or v + beta m with Nesterov's look-ahead.
+
+    Args:
+        beta: momentum.
+        nesterov: which direction.
+        wd: weight decay.
+
+    Raises:
+        ValueError: beta outside [0, 1) or a negative decay.
+
+    Source: Polyak 1964; Sutskever et al. 2013; the buffer starts at zero.
+    """
+
+    beta: float = 0.9
+    nesterov: bool = True
+    wd: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, low=0.0, high=1.0, open_high=True)
+        check_number("wd", self.wd, low=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +84,7 @@ class State:
     last_refit: int = -1
 
 
-def start(config: Config, w: ArrayLike, layers: Layers) -> State:
+def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
     """The state before the first step.
 
     Args:
@@ -72,11 +96,18 @@ def start(config: Config, w: ArrayLike, layers: Layers) -> State:
         The state with U = I, zero momentum, no curvature.
 
     Raises:
-        ValueError: weights that do not fit the shapes, or are not finite.
+        ValueError: weights that do not fit the shapes, or are not finite; a side wider than ``max_side`` with
+            the inner loop, which keeps all sides here.
 
     Source: the book, chapter 21.
     """
     closed = config.solver == "closed-form"
+    widest = max((max(s) for layer in layers for s in layer if len(s) == 2), default=0)
+    if not closed and config.structure in TWO_SIDED and widest > (config.max_side or widest):
+        raise ValueError(
+            f"max_side={config.max_side} is exceeded by a side of {widest}, and the exact inner loop has no "
+            "identity sides; pass max_side=None."
+        )
     U = identity_preconditioner(
         layers, config.structure, per_layer=not closed, positive=config.positive and not closed
     )
@@ -86,7 +117,7 @@ def start(config: Config, w: ArrayLike, layers: Layers) -> State:
     return State(w, U, np.zeros_like(w), memory, shapes)
 
 
-def refit_due(config: Config, state: State) -> bool:
+def refit_due(config: LLQRConfig, state: State) -> bool:
     """Whether no refit has happened yet in the current period of ``every`` steps.
 
     Args:
@@ -100,7 +131,7 @@ def refit_due(config: Config, state: State) -> bool:
 
 
 def refit(
-    config: Config,
+    config: LLQRConfig,
     state: State,
     probes: Float[np.ndarray, "k d"],
     examples: int,
@@ -159,7 +190,7 @@ def refit(
 
 
 def _refit_closed(
-    config: Config,
+    config: LLQRConfig,
     state: State,
     memory: CurvatureEstimate,
     probes: Float[np.ndarray, "k d"],
@@ -219,7 +250,7 @@ def _with_length(S: Float[np.ndarray, " d"], length: float) -> Float[np.ndarray,
 
 
 def update(
-    config: Config, state: State, gradient: ArrayLike, eta: float, base: HeavyBall | None = None
+    config: LLQRConfig, state: State, gradient: ArrayLike, eta: float, base: HeavyBall | None = None
 ) -> State:
     """One training step from a gradient (for LLQR+SAM, the gradient at the perturbed weights).
 

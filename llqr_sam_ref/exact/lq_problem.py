@@ -305,6 +305,8 @@ def random_problem(
 
     Returns:
         The problem; A_i has norm about 1, so that it stays well scaled at any depth.
+
+    Source: book, chapter 15 (time against depth).
     """
     for name, count in (("stages", stages), ("state", state), ("control", control)):
         check_count(name, count)

@@ -120,7 +120,8 @@ def cycle_multipliers(h_j: float, h_k: float, eta: float) -> float:
 
     Source: the book, (6.3); thm-sam-cycle-stability.
     """
-    return 1 - eta * _positive("h_j", h_j) - (h_j / h_k) ** 2 * (2 - _stable("eta", eta, h_k, 0.0))
+    ratio = _positive("h_j", h_j) / _positive("h_k", h_k)
+    return 1 - eta * h_j - ratio**2 * (2 - _stable("eta", eta, h_k, 0.0))
 
 
 def sam_loss_floor(h: float, eta: float, rho: float) -> float:

@@ -263,7 +263,7 @@ def _race(rule: str, w: Vector, eta: float, rho: float, n: int = 200) -> Numbers
 
 @_figure("stranded")
 def _stranded(rule: str, eta: float, rho: float) -> Numbers:
-    side = np.linspace(-3, 3, 10)
+    side = (2 * np.arange(10) - 9) / 3  # symmetric to the last bit: the antidiagonal is a knife's edge
     starts = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(100, 2)
     ends = dynamics.trajectory(_rule(rule, eta, rho), landscapes.banana(), starts, 200)[-1]
     return {"count": int((np.linalg.norm(ends, axis=-1) < 0.5).sum())}

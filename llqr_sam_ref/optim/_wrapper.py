@@ -14,6 +14,7 @@ remember goes to two places, because these two survive torch's checkpoints, the 
 from __future__ import annotations
 
 import inspect
+import reprlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
@@ -67,7 +68,7 @@ class OptimizerWrapper(Optimizer):
         name = type(self).__name__
         if not isinstance(base, Optimizer):
             raise ValueError(
-                f"base={base!r} is not an optimizer; pass an instance, as in "
+                f"base is {reprlib.repr(base)}, not an optimizer; pass an instance, as in "
                 f"{name}(torch.optim.SGD(model.parameters(), lr=0.1))."
             )
         closure = inspect.signature(type(base).step).parameters.get("closure")

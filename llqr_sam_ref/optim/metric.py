@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llqr_sam_ref.errors import check_choice, check_number
-from llqr_sam_ref.optim.distributed import Tensors, inner_products, local_tensors
+from llqr_sam_ref.optim.distributed import Tensors, inner_products, local_tensors, on, widen
 
 NORMS = ("dual", "euclidean")
 
@@ -46,17 +46,47 @@ class Direction(NamedTuple):
 
 
 class Perturbation(NamedTuple):
-    """What :func:`perturbation` returns.
+    """epsilon_i = scale_i d_i, as :func:`perturbation` returns it.
 
     Attributes:
-        tensors: epsilon, one tensor for each parameter (this rank's shard of it).
+        directions: d, one tensor for each parameter (this rank's shard of it).
+        scales: the number that each is multiplied by, 0-d.
         length: |epsilon|, the realized Euclidean radius over all tensors and shards, 0-d.
         finite: false if v, or U, was unusable (NaN, Inf or v^T G^{-1} v < 0); then epsilon = 0.
     """
 
-    tensors: list[Tensor]
+    directions: list[Tensor]
+    scales: list[Tensor]
     length: Float[Tensor, ""]
     finite: Bool[Tensor, ""]
+
+    def tensors(self) -> list[Tensor]:
+        """Epsilon itself, new tensors."""
+        return [_without_nan(d * s.to(d)) for d, s in zip(self.directions, self.scales, strict=True)]
+
+    def add_to(self, weights: list[Tensor], foreach: bool) -> None:
+        """W + epsilon, in place.
+
+        Args:
+            weights: local tensors of the parameters.
+            foreach: few launches and one temporary copy of all tensors, or one tensor after the other.
+        """
+        if not foreach:
+            for w, d, s in zip(weights, self.directions, self.scales, strict=True):
+                w.add_(_without_nan(d * s.to(d)))
+            return
+        alike: dict[object, list[int]] = {}
+        for i, (d, s) in enumerate(zip(self.directions, self.scales, strict=True)):
+            alike.setdefault((id(s), d.device, d.dtype), []).append(i)
+        for indices in alike.values():
+            directions = [self.directions[i] for i in indices]
+            steps = torch._foreach_mul(directions, self.scales[indices[0]].to(directions[0]))
+            torch._foreach_add_([weights[i] for i in indices], [_without_nan(step) for step in steps])
+
+
+def _without_nan(step: Tensor) -> Tensor:
+    """Zero, and not NaN, where a scale of zero met an infinite direction."""
+    return step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @dataclass(frozen=True)
@@ -168,7 +198,7 @@ class Diagonal(Metric):
         """G^{-1} v, element by element."""
         if not ascent.foreach:
             return Direction([
-                self.inverse(w, g / ascent.loss_scale, name) * v
+                self.inverse(w, g / on(ascent.loss_scale, g), name) * v
                 for w, g, v, name in zip(
                     ascent.weights, ascent.gradients, ascent.vectors, ascent.names, strict=True
                 )
@@ -255,7 +285,7 @@ class Fisher(Diagonal):
 
     def inverses(self, ascent: Ascent) -> list[Tensor]:
         """G^{-1} = 1/(g^2 + eta)."""
-        G = [g / ascent.loss_scale for g in ascent.gradients]
+        G = [g / on(ascent.loss_scale, g) for g in ascent.gradients]
         torch._foreach_mul_(G, G)
         torch._foreach_add_(G, self.eta)
         torch._foreach_reciprocal_(G)
@@ -287,8 +317,8 @@ class Monge(Metric):
     def direction(self, ascent: Ascent) -> Direction:
         """G^{-1} v = v - alpha^2 g (g^T v)/(1 + alpha^2 |g|^2), by Sherman-Morrison."""
         g, v = ascent.gradients, ascent.vectors
-        strength = (self.alpha / ascent.loss_scale) ** 2  # alpha^2 g g^T, written in scaled gradients
         squares = ascent.inner(g, g)
+        strength = (self.alpha / on(ascent.loss_scale, squares)) ** 2  # of g g^T with scaled gradients
         stretch = 1.0 + strength * squares.sum()
         if v is g:  # an eigenvector of G: no tensor needs to be touched
             return Direction(g, squares * stretch, squares)
@@ -327,9 +357,8 @@ def perturbation(
 ) -> Perturbation:
     """The seam: the metric's direction, given its length.
 
-    dual:      epsilon = rho d/sqrt(d^T G d)        d a multiple of G^{-1} v, so that epsilon^T G epsilon =
-    rho^2
-    euclidean: epsilon = rho d/|d|                  so that |epsilon| = rho
+    dual:      epsilon = rho d/sqrt(d^T G d), d a multiple of G^{-1} v, so that epsilon^T G epsilon = rho^2
+    euclidean: epsilon = rho d/|d|, so that |epsilon| = rho
     layerwise: the same tensor by tensor with rho/sqrt(n), n tensors having a gradient
 
     Args:
@@ -363,30 +392,4 @@ def perturbation(
             shared[r] = inverse * (r.to(finite.device) if isinstance(r, Tensor) else r)
         scales.append(shared[r])
     length = torch.where(finite, (torch.stack(scales).square() * squares).sum().sqrt(), 0.0)
-    return Perturbation(_scaled(way.tensors, scales, ascent.foreach), length, finite)
-
-
-def _scaled(tensors: list[Tensor], scales: list[Tensor], foreach: bool) -> list[Tensor]:
-    """scale_i d_i, and zero where the scale is zero whatever d_i is (0 times NaN is not zero)."""
-    if foreach:
-        steps = list(tensors)
-        alike: dict[object, list[int]] = {}
-        for i, (t, s) in enumerate(zip(tensors, scales, strict=True)):
-            alike.setdefault((id(s), t.device, t.dtype), []).append(i)
-        for indices in alike.values():
-            first = tensors[indices[0]]
-            scale = scales[indices[0]].to(first.device, first.dtype)
-            for i, step in zip(
-                indices, torch._foreach_mul([tensors[i] for i in indices], scale), strict=True
-            ):
-                steps[i] = step
-    else:
-        steps = [t * s.to(t.device, t.dtype) for t, s in zip(tensors, scales, strict=True)]
-    for step in steps:
-        step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    return steps
-
-
-def widen(tensors: Tensors) -> list[Tensor]:
-    """Half-precision tensors as float32; the others as they are."""
-    return [t.float() if t.dtype in {torch.float16, torch.bfloat16} else t for t in tensors]
+    return Perturbation(way.tensors, scales, length, finite)

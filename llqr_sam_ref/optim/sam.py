@@ -32,7 +32,7 @@ from llqr_sam_ref.optim._amp import called_by_grad_scaler, loss_scale_of
 from llqr_sam_ref.optim._random import random_state, set_random_state
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper, layers
 from llqr_sam_ref.optim.batchnorm import frozen_batch_stats
-from llqr_sam_ref.optim.distributed import local_tensors, match_sharding
+from llqr_sam_ref.optim.distributed import check_gradient, local_tensors, match_sharding, on, widen
 from llqr_sam_ref.optim.metric import (
     NORMS,
     Adaptive,
@@ -41,9 +41,9 @@ from llqr_sam_ref.optim.metric import (
     Fisher,
     Metric,
     Monge,
+    Perturbation,
     Preconditioned,
     perturbation,
-    widen,
 )
 
 
@@ -54,8 +54,8 @@ class SAM(OptimizerWrapper):
     the gradient at w + epsilon. Weight decay of the base acts at w and does not enter v.
 
     ``rho`` may differ from group to group (``{"params": ..., "rho": 0.1}``) and may be scheduled in
-    ``param_groups``; the norm is shared. Costs one more forward and backward pass a step, and holds one copy
-    of the parameters that have a gradient during the second.
+    ``param_groups``; the norm is shared. Costs one more forward and backward pass a step, and keeps one copy of
+    the parameters.
 
     Pure bfloat16 weights swallow most of a perturbation (at rho = 0.05 a ResNet-18 keeps a cosine of 0.69
     with the one asked for): keep float32 weights and use autocast.
@@ -73,10 +73,11 @@ class SAM(OptimizerWrapper):
             after its use: Friendly SAM with sigma = 1, whose authors use 0.9. One more copy of the
             parameters.
         nonfinite: what to do when v has a NaN or Inf: "skip" perturbs nothing in that step and counts it
-            (``nonfinite_count``), "raise" raises before a weight is touched (and waits for the device to
-            know).
+            (``nonfinite_count``), as a GradScaler needs it; "raise" raises before a weight is touched (and
+            waits for the device to know).
         model: lets ``step(closure)`` freeze batch statistics in the second pass.
-        foreach: False for one launch a tensor; None and True for one launch for all of them.
+        foreach: one launch for all tensors (True) or one after the other (False); None is what torch does:
+            True on accelerators.
 
     Raises:
         ValueError: an argument is out of range, or ``base`` is a SAM itself or not usable.
@@ -86,6 +87,7 @@ class SAM(OptimizerWrapper):
     """
 
     PREFIX = "sam_"
+    TRANSIENT = ("_kept",)
 
     def __init__(
         self,
@@ -115,11 +117,15 @@ class SAM(OptimizerWrapper):
         self.ascent_ema = ascent_ema
         self.nonfinite = check_choice("nonfinite", nonfinite, ("skip", "raise"))
         self.model = model
-        self.foreach = foreach is not False
+        self.foreach = foreach
         self._perturbed_before = False
         self._radius: Tensor | float = 0.0
         self._nonfinite: Tensor | int = 0
         super().__init__(base, rho=rho, sam_steps=0)
+
+    def _start(self) -> None:
+        super()._start()
+        self._kept: dict[Tensor, Tensor] = {}
 
     @property
     def perturbation_due(self) -> bool:
@@ -166,20 +172,23 @@ class SAM(OptimizerWrapper):
             )
         loss_scale = loss_scale_of(scaler, self)
         parameters: list[Tensor] = []
-        steps: list[Tensor] = []
+        epsilon: Perturbation | None = None
         if self.perturbation_due and any(p.grad is not None for p in self._parameters()):
-            parameters, steps = self._perturbation(loss_scale)
+            parameters, epsilon = self._perturbation(loss_scale)
         weights = local_tensors(parameters)
-        saved = [weight.clone() for weight in weights]
+        foreach = self._foreach(weights)
+        saved = self._buffers(parameters, weights)
+        _copy(saved, weights, foreach)
         stack = [layer for layer in layers(self) if isinstance(layer, OptimizerWrapper)]
         try:
             for layer in stack:
                 layer.inside_perturbation = True
-            _change(torch._foreach_add_, Tensor.add_, weights, steps, self.foreach)
-            steps = []
+            if epsilon is not None:
+                epsilon.add_to(weights, foreach)
+                epsilon = None  # it holds the gradients of the first pass
             yield
         finally:
-            _change(torch._foreach_copy_, Tensor.copy_, weights, saved, self.foreach)
+            _copy(weights, saved, foreach)
             for layer in stack:
                 layer.inside_perturbation = False
 
@@ -276,7 +285,7 @@ class SAM(OptimizerWrapper):
             yield from group["params"]
 
     @torch.no_grad()
-    def _perturbation(self, loss_scale: Tensor | float) -> tuple[list[Tensor], list[Tensor]]:
+    def _perturbation(self, loss_scale: Tensor | float) -> tuple[list[Tensor], Perturbation]:
         """The parameters that have a gradient, and epsilon for each."""
         geometry = self.geometry()  # also when it is not used: the base may bring itself up to date in it
         metric = geometry if self.metric is None else self.metric
@@ -290,11 +299,7 @@ class SAM(OptimizerWrapper):
             for index, (parameter, name) in enumerate(zip(group["params"], named, strict=True)):
                 if parameter.grad is None:
                     continue
-                if parameter.grad.layout is not torch.strided:
-                    raise RuntimeError(
-                        f"parameter {index} of group {number} has a gradient of layout "
-                        f"{parameter.grad.layout}; SAM needs dense ones: pass sparse=False to the embedding."
-                    )
+                check_gradient(parameter, parameter.grad, f"parameter {index} of group {number}")
                 parameters.append(parameter)
                 raw.append(parameter.grad)
                 names.append(name)
@@ -304,27 +309,38 @@ class SAM(OptimizerWrapper):
         vectors = gradients
         if self.ascent_ema is not None:
             averages = local_tensors([self._ema(p) for p in parameters])
-            vectors = [g - loss_scale * m for g, m in zip(gradients, averages, strict=True)]
-        ascent = Ascent(parameters, vectors, gradients, names, loss_scale, self.foreach)
-        step = perturbation(ascent, rho, metric, self.norm, self.layerwise)
-        if self.nonfinite == "raise" and not bool(step.finite):
+            vectors = [g - on(loss_scale, g) * m for g, m in zip(gradients, averages, strict=True)]
+        foreach = self._foreach(gradients)
+        ascent = Ascent(parameters, vectors, gradients, names, loss_scale, foreach)
+        epsilon = perturbation(ascent, rho, metric, self.norm, self.layerwise)
+        if self.nonfinite == "raise" and not bool(epsilon.finite):
             raise RuntimeError(_nonfinite_message(vectors, names))
         if self.ascent_ema is not None:
             for m, g in zip(averages, gradients, strict=True):
-                newer = self.ascent_ema * m + (1.0 - self.ascent_ema) * (g / loss_scale)
-                m.copy_(torch.where(step.finite, newer, m))
-        self._radius = step.length
-        self._nonfinite = self._nonfinite + (~step.finite).long()
-        return parameters, step.tensors
+                newer = self.ascent_ema * m + (1.0 - self.ascent_ema) * (g / on(loss_scale, g))
+                m.copy_(torch.where(epsilon.finite.to(m.device), newer, m))
+        self._radius = epsilon.length
+        self._nonfinite = self._nonfinite + (~epsilon.finite).long()
+        return parameters, epsilon
+
+    def _foreach(self, tensors: list[Tensor]) -> bool:
+        """As torch does: one launch for all tensors unless they are on the host, where it would not pay."""
+        return all(t.device.type != "cpu" for t in tensors) if self.foreach is None else self.foreach
+
+    def _buffers(self, parameters: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+        """Room for a copy of the weights, kept from step to step: fresh memory costs more than the copy."""
+        for parameter, weight in zip(parameters, weights, strict=True):
+            kept = self._kept.get(parameter)
+            if kept is None or (kept.dtype, kept.device) != (weight.dtype, weight.device):
+                self._kept[parameter] = torch.empty_like(weight)
+        return [self._kept[parameter] for parameter in parameters]
 
     def _ema(self, parameter: Tensor) -> Tensor:
         """m, the running average of a parameter's gradients; at least float32, zero at first."""
         entries = self.own.setdefault(parameter, {})
         if "ema" not in entries:
             half = parameter.dtype in {torch.float16, torch.bfloat16}
-            entries["ema"] = torch.zeros_like(
-                parameter, dtype=torch.float32 if half else None, requires_grad=False
-            )
+            entries["ema"] = torch.zeros_like(parameter, dtype=torch.float32 if half else None)
         average: Tensor = entries["ema"]
         return average
 
@@ -362,19 +378,13 @@ def _check_metric(metric: object) -> None:
     raise ValueError(f"metric={metric!r} is not a metric; pass an object, such as Monge(alpha=1.0).{hint}")
 
 
-def _change(
-    together: Callable[..., None],
-    one: Callable[..., Tensor],
-    targets: list[Tensor],
-    sources: list[Tensor],
-    foreach: bool,
-) -> None:
-    """Write to all targets in place, in one launch or one by one."""
+def _copy(targets: list[Tensor], sources: list[Tensor], foreach: bool) -> None:
+    """Write the sources into the targets."""
     if foreach and targets:
-        together(targets, sources)
+        torch._foreach_copy_(targets, sources)
     else:
         for target, source in zip(targets, sources, strict=True):
-            one(target, source)
+            target.copy_(source)
 
 
 def _nonfinite_message(vectors: list[Tensor], names: list[str | None]) -> str:

@@ -119,7 +119,12 @@ CASES: list[tuple[Callable[[], object], str, str]] = [
     (
         lambda: dynamics.trajectory(SAM, BANANA, G, 5, noise=np.ones((4, 2))),
         "noise has shape (4, 2)",
-        "the 5 steps",
+        "pass draws of shape (5, 2) for the 5 steps",
+    ),
+    (
+        lambda: dynamics.trajectory(SAM, BANANA, G, 1, noise=np.array([NAN])),
+        "noise holds nan at index (0, 1)",
+        "pass finite numbers",
     ),
     (
         lambda: dynamics.trajectory(dynamics.preconditioned_gd(0.1, np.ones(3)), BANANA, G, 5),
@@ -134,6 +139,7 @@ CASES: list[tuple[Callable[[], object], str, str]] = [
     (lambda: stability.sam_cycle_amplitude(np.ones(2), 0.1, 0.1), "is not a number", "pass a number"),  # type: ignore[arg-type]
     (lambda: stability.monge_cycle_amplitude(4, 0.1, 0.1, -1), "alpha=-1", "pass a finite number"),
     (lambda: stability.cycle_multipliers(2, 4, 0.6), "eta=0.6", "pass a finite number in (0, 0.5)"),
+    (lambda: stability.cycle_multipliers(2, 0, 0.1), "h_k=0", "pass a finite number in (0, inf]"),
     (lambda: stability.cycle_multipliers(-2, 4, 0.1), "h_j=-2", "pass a finite number in (0, inf]"),
     (lambda: stability.contrast(1, 0, 0), "hbar + mu=0.0", "pass a finite number in (0, inf]"),
     (lambda: stability.contrast(1, -1, 2), "hbar=-1", "pass a finite number in [0, inf]"),

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.exact import closed_form, precondition, probes
-from llqr_sam_ref.exact.config import Config, HeavyBall
-from llqr_sam_ref.exact.llqr import perturbation, refit, start, step_rule, update
+from llqr_sam_ref.exact.llqr import HeavyBall, perturbation, refit, start, step_rule, update
 from llqr_sam_ref.exact.preconditioner import identity_preconditioner
 from llqr_sam_ref.exact.structures import Kronecker, Structure, stored_numbers, structure_for
 
@@ -18,7 +18,7 @@ LAYERS = (((2, 3), (2,)),)
 U = identity_preconditioner(LAYERS, "ekfac")
 G, g = np.eye(8), np.ones(8)
 NAN = np.full(8, np.nan)
-CLOSED, INNER = Config(probes=2), Config.published()
+CLOSED, INNER = LLQRConfig(probes=2), LLQRConfig.published()
 
 CASES: dict[str, tuple[Callable[[], object], str]] = {
     "unknown structure": (
@@ -102,15 +102,15 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         ),
         r"bases holds a matrix of shape \(3, 3\)",
     ),
-    "config structure": (lambda: Config(structure="eckfac"), "structure='eckfac'.*'ekfac'"),
-    "config solver": (lambda: Config(solver="cg"), "solver='cg'"),
-    "config every": (lambda: Config(every=0), "every=0"),
-    "config damping": (lambda: Config(damping=0.0), "damping=0.0"),
-    "config nan": (lambda: Config.published(damping=float("nan")), "damping=nan"),
-    "config clip": (lambda: Config(clip=-1.0), "clip=-1.0"),
-    "newton in closed form": (lambda: Config(divergence="newton"), "divergence='newton'.*inner-loop"),
-    "free closed form": (lambda: Config(positive=False), "positive=False.*inner-loop"),
-    "relative inner loop": (lambda: Config(solver="inner-loop"), "damping_kind='relative'.*'absolute'"),
+    "config structure": (lambda: LLQRConfig(structure="eckfac"), "structure='eckfac'.*'ekfac'"),
+    "config solver": (lambda: LLQRConfig(solver="cg"), "solver='cg'"),
+    "config every": (lambda: LLQRConfig(every=0), "every=0"),
+    "config damping": (lambda: LLQRConfig(damping=0.0), "damping=0.0"),
+    "config nan": (lambda: LLQRConfig.published(damping=float("nan")), "damping=nan"),
+    "config clip": (lambda: LLQRConfig(clip=-1.0), "clip=-1.0"),
+    "newton in closed form": (lambda: LLQRConfig(divergence="newton"), "divergence='newton'.*inner-loop"),
+    "free closed form": (lambda: LLQRConfig(positive=False), "positive=False.*inner-loop"),
+    "relative inner loop": (lambda: LLQRConfig(solver="inner-loop"), "damping_kind='relative'.*'absolute'"),
     "momentum": (lambda: HeavyBall(beta=1.0), "beta=1.0"),
     "decay": (lambda: HeavyBall(wd=-0.1), "wd=-0.1"),
     "weights": (lambda: start(CLOSED, np.ones(7), LAYERS), r"w has shape \(7,\)"),

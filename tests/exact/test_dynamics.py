@@ -12,16 +12,12 @@ from hypothesis import strategies as st
 
 from llqr_sam_ref.exact import dynamics, geometry, landscapes, orbits, stability
 from llqr_sam_ref.exact.dynamics import Method, perturbation, step, trajectory
+from tests.exact.relaxed import random_spd
 
 Array = np.ndarray
 laws = settings(max_examples=60, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 stable = st.floats(0.02, 1.95)  # eta h
-
-
-def spd(rng: np.random.Generator, d: int) -> Array:
-    A = rng.normal(size=(d, d))
-    return A @ A.T / d + 0.2 * np.eye(d)
 
 
 def shifted(H: Array, xi: Array) -> Callable[[Array], Array]:
@@ -39,7 +35,7 @@ def one_dimension(h: float) -> landscapes.Landscape:
 @given(seed=seeds, d=st.integers(1, 5), log_slope=st.floats(-8, 8))
 def test_every_method_is_the_seam_with_its_metric(seed: int, d: int, log_slope: float) -> None:
     rng = np.random.default_rng(seed)
-    g, U, u = 10.0**log_slope * rng.normal(size=d), spd(rng, d), rng.random(d) + 0.1
+    g, U, u = 10.0**log_slope * rng.normal(size=d), random_spd(rng, d), rng.random(d) + 0.1
     seam = geometry.ascent_step
     cases = {
         dynamics.sam(0.1, 0.3): seam(g, 0.3),
@@ -57,7 +53,7 @@ def test_every_method_is_the_seam_with_its_metric(seed: int, d: int, log_slope: 
 
 
 def test_the_dual_norm_with_alpha_is_the_metric_diagonal_plus_rank_one(rng: np.random.Generator) -> None:
-    g, U = rng.normal(size=4), spd(rng, 4)
+    g, U = rng.normal(size=4), random_spd(rng, 4)
     method = Method("preconditioned Monge", 0.1, 0.3, alpha=0.7, U=U, norm="dual")
     G = geometry.PositiveDefinite(np.linalg.inv(U) + 0.49 * np.outer(g, g))
     np.testing.assert_allclose(perturbation(method, g), geometry.ascent_step(g, 0.3, G), rtol=1e-10)
@@ -121,7 +117,7 @@ def test_radius_zero_is_the_base_method(method: Method, rng: np.random.Generator
 @every_method
 def test_noise_enters_both_passes(method: Method, rng: np.random.Generator) -> None:
     """Noise in both passes is a linear term in the loss, the same one before and after the perturbation."""
-    H, start, xi = spd(rng, 2), rng.normal(size=2), rng.normal(size=(15, 2))
+    H, start, xi = random_spd(rng, 2), rng.normal(size=2), rng.normal(size=(15, 2))
     bowl = landscapes.quadratic(H)
     path = trajectory(method, bowl, start, 15, noise=xi)
     velocity, w = np.zeros(2), start
@@ -403,7 +399,7 @@ def test_the_pothole_multiplier_is_one_step(h: float, hbar: float, mu: float, et
 
 
 def test_the_matrix_form_needs_no_common_eigenvectors(rng: np.random.Generator) -> None:
-    U, H, eta, rho = spd(rng, 4), spd(rng, 4), 0.3, 0.2
+    U, H, eta, rho = random_spd(rng, 4), random_spd(rng, 4), 0.3, 0.2
     method = dynamics.llqr_sam(eta, rho, U, norm="none")
     found = np.sort(orbits.multipliers(method, landscapes.quadratic(H), np.zeros(4)).real)
     h, V = np.linalg.eigh(U)
@@ -442,6 +438,30 @@ def test_thresholds_of_the_four_ablations() -> None:
         assert orbits.bisect(settles, 0.1, 100.0) == pytest.approx(limit, abs=5e-4), name
     both = dynamics.llqr_sam(eta, rho, U, norm="none")
     assert perturbation(both, one) == perturbation(variants["both"][0], one)
+
+
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [
+        (dynamics.gd(0.05), 40.0),
+        (dynamics.preconditioned_gd(0.05, np.array([4.0])), 10.0),
+        (dynamics.unnormalized_sam(0.05, 0.4), 8.827822),
+        (dynamics.llqr_sam(0.05, 0.4, np.array([4.0]), norm="none"), 2.206956),
+    ],
+    ids=["GD", "LLQR", "SAM", "LLQR+SAM"],
+)
+def test_the_bottom_of_a_smooth_hole_turns_unstable_at_the_limit(method: Method, limit: float) -> None:
+    def settles(h: float) -> bool:
+        hole = landscapes.pothole((0.2,), hole=h - 0.2, width=0.05)
+        return bool(abs(orbits.multipliers(method, hole, np.zeros(1), difference=1e-7)[0]) < 1)
+
+    assert orbits.bisect(settles, 0.3, 100.0) == pytest.approx(limit, rel=1e-6)
+
+
+def test_the_radius_that_averages_the_pits_away() -> None:
+    force, slope = 20 / (2 * np.pi), 0.1 * 4
+    assert stability.smoothing_radius(1.0, 20, force, slope) == pytest.approx(1.450, abs=5e-4)
+    assert stability.smoothing_radius(1.0, 40, force, slope) == pytest.approx(1.450 * np.sqrt(2), abs=1e-3)
 
 
 # What the finders do when there is nothing to find ---

@@ -27,16 +27,12 @@ from llqr_sam_ref.exact.geometry import (
     pnorm_step,
 )
 from llqr_sam_ref.exact.worst import worst_step
+from tests.exact.relaxed import random_spd
 
 Array = np.ndarray
 laws = settings(max_examples=60, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 7)
-
-
-def spd(rng: np.random.Generator, d: int) -> Array:
-    A = rng.normal(size=(d, d))
-    return A @ A.T + 0.1 * np.eye(d)
 
 
 BUILDERS: dict[str, Callable[[np.random.Generator, Array], Metric]] = {
@@ -45,13 +41,13 @@ BUILDERS: dict[str, Callable[[np.random.Generator, Array], Metric]] = {
     "adaptive with biases": lambda rng, g: Adaptive(
         rng.normal(size=g.size), 0.01, np.arange(g.size) % 2 == 0
     ),
-    "fisher": lambda rng, g: Fisher(spd(rng, g.size), damping=0.3),
+    "fisher": lambda rng, g: Fisher(random_spd(rng, g.size), damping=0.3),
     "fisher diagonal": lambda rng, g: Fisher(rng.random(g.size), damping=0.3),
     "monge": lambda rng, g: Monge(g),
     "monge with another gradient": lambda rng, g: Monge(rng.normal(size=g.size), alpha=2.0),
-    "preconditioned": lambda rng, g: Preconditioned(spd(rng, g.size)),
+    "preconditioned": lambda rng, g: Preconditioned(random_spd(rng, g.size)),
     "preconditioned diagonal": lambda rng, g: Preconditioned(rng.random(g.size) + 0.1),
-    "positive definite": lambda rng, g: PositiveDefinite(spd(rng, g.size)),
+    "positive definite": lambda rng, g: PositiveDefinite(random_spd(rng, g.size)),
 }
 every_metric = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 
@@ -145,7 +141,7 @@ def test_zero_gives_zero(
 @given(seed=seeds, d=sizes, scale=st.floats(1e-150, 1e150))
 def test_a_fixed_metric_ignores_the_length_of_the_vector(seed: int, d: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
-    g, G = rng.normal(size=d), PositiveDefinite(spd(rng, d))
+    g, G = rng.normal(size=d), PositiveDefinite(random_spd(rng, d))
     np.testing.assert_allclose(ascent_step(scale * g, 0.1, G), ascent_step(g, 0.1, G), rtol=1e-13, atol=1e-16)
     assert ascent_gain(scale * g, 0.1, G) == pytest.approx(scale * float(ascent_gain(g, 0.1, G)), rel=1e-13)
 
@@ -154,7 +150,7 @@ def test_a_fixed_metric_ignores_the_length_of_the_vector(seed: int, d: int, scal
 @given(seed=seeds, d=sizes)
 def test_a_transported_metric_gives_the_same_step_in_any_linear_coordinates(seed: int, d: int) -> None:
     rng = np.random.default_rng(seed)
-    g, G, A = rng.normal(size=d), spd(rng, d), rng.normal(size=(d, d)) + 3 * np.eye(d)
+    g, G, A = rng.normal(size=d), random_spd(rng, d), rng.normal(size=(d, d)) + 3 * np.eye(d)
     there = A @ ascent_step(A.T @ g, 0.1, PositiveDefinite(A.T @ G @ A))
     np.testing.assert_allclose(there, ascent_step(g, 0.1, PositiveDefinite(G)), rtol=1e-8, atol=1e-10)
 
@@ -231,7 +227,7 @@ def test_fisher_takes_a_matrix_or_its_diagonal() -> None:
 
 
 def test_preconditioned_is_the_inverse_metric(rng: np.random.Generator) -> None:
-    U, g = spd(rng, 4), rng.normal(size=4)
+    U, g = random_spd(rng, 4), rng.normal(size=4)
     inverse = PositiveDefinite(np.linalg.inv(U))
     np.testing.assert_allclose(
         ascent_step(g, 0.1, Preconditioned(U)), ascent_step(g, 0.1, inverse), rtol=1e-9
@@ -246,7 +242,7 @@ def test_preconditioned_is_the_inverse_metric(rng: np.random.Generator) -> None:
 
 
 def test_every_metric_is_made_by_name(rng: np.random.Generator) -> None:
-    g, w, G = rng.normal(size=3), rng.normal(size=3), spd(rng, 3)
+    g, w, G = rng.normal(size=3), rng.normal(size=3), random_spd(rng, 3)
     made = {
         "euclidean": make_metric("euclidean"),
         "adaptive": make_metric("adaptive", weights=w, eta=0.01),
@@ -304,7 +300,7 @@ def test_the_worst_step_is_a_stationary_point_that_nobody_beats(
     seed: int, d: int, rho: float, shift: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    g, H = rng.normal(size=d), spd(rng, d) + shift * np.eye(d)
+    g, H = rng.normal(size=d), random_spd(rng, d) + shift * np.eye(d)
     e = worst_step(g, H, rho)
     length = float(np.linalg.norm(e))
     assert length <= rho * (1 + 1e-12)

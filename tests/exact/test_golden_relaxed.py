@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from llqr_sam_ref.exact.config import Config
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.exact.llqr import perturbation, refit, start
 from llqr_sam_ref.exact.precondition import inner_loop, relaxed_gradient, relaxed_objective
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
@@ -66,7 +66,7 @@ def test_the_inner_loop_ends_where_theirs_does(name: str, steps: int) -> None:
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_the_published_configuration_is_that_inner_loop(name: str) -> None:
     """With no averaging, and the mean Fisher, which the configuration sums over the eight examples."""
-    config = Config.published(structure=STRUCTURES[name], damping=MU, ema=0.0)
+    config = LLQRConfig.published(structure=STRUCTURES[name], damping=MU, ema=0.0)
     state = refit(config, start(config, THETA, LAYERS), G_VECTOR, 8, F_MEAN)
     prefix = f"B_tanh/{name}/ngd/lam0.01/steps50"
     compare_arrays([block.arrays for block in state.U.blocks], name, prefix)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jaxtyping import Float
 
-from llqr_sam_ref.exact.config import Config, HeavyBall
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.exact.curvature import fisher, hessian
 from llqr_sam_ref.exact.geometry import ascent_step
 from llqr_sam_ref.exact.llqr import (
+    HeavyBall,
     Learned,
     State,
     perturbation,
@@ -45,13 +46,15 @@ def model(w: Array) -> Float[np.ndarray, "n k"]:
     return probabilities
 
 
-def probes_at(config: Config, w: Array, uniforms: Array, loss_scale: float = 1.0) -> Float[np.ndarray, "k d"]:
+def probes_at(
+    config: LLQRConfig, w: Array, uniforms: Array, loss_scale: float = 1.0
+) -> Float[np.ndarray, "k d"]:
     labels = sample_labels(model(w), uniforms) if config.probe_vector == "sampled" else Y
     return loss_scale * micro_batch_gradients(lambda x, y: NET.gradient(w, x, y), X, labels, config.probes)
 
 
 def train(
-    config: Config,
+    config: LLQRConfig,
     steps: int,
     *,
     eta: float = 0.01,
@@ -94,7 +97,7 @@ def scaled(U: Preconditioner, factor: float) -> Preconditioner:
 
 def test_fifty_steps_of_the_default_against_a_second_writing_of_it() -> None:
     """The defended pseudo-code, transcribed with running sums, bias corrections and a momentum average."""
-    config = Config(every=3, probes=4)
+    config = LLQRConfig(every=3, probes=4)
     rng = np.random.default_rng(4)
     w, M = W.copy(), np.zeros(SIZE)
     shapes = [shape for layer in LAYERS for shape in layer]
@@ -151,7 +154,7 @@ def test_fifty_steps_of_the_default_against_a_second_writing_of_it() -> None:
 
 def test_the_published_order_of_decay_and_momentum() -> None:
     """U g, then decay added to it, then heavy ball; U from the published inner loop, guarded and averaged."""
-    config, base = Config.published(every=10), HeavyBall(beta=0.9, nesterov=False, wd=0.01)
+    config, base = LLQRConfig.published(every=10), HeavyBall(beta=0.9, nesterov=False, wd=0.01)
     found = train(config, 25, eta=0.1, base=base)
     w, m, d = W.copy(), np.zeros(SIZE), np.ones(SIZE)
     for step in range(25):
@@ -182,7 +185,7 @@ def test_every_structure_descends_with_a_positive_preconditioner(
         if solver == "closed-form"
         else {"damping_kind": "absolute", "damping": 0.01, "inner_lr": 0.05, "ema": 0.5}
     )
-    config = Config(structure=name, solver=solver, acts_on=acts_on, every=5, probes=4, **extra)
+    config = LLQRConfig(structure=name, solver=solver, acts_on=acts_on, every=5, probes=4, **extra)
     history = train(config, 20, eta=0.02 if acts_on == "update" else 0.003)
     g = NET.gradient(W, X, Y)
     for state in history:
@@ -194,7 +197,7 @@ def test_every_structure_descends_with_a_positive_preconditioner(
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("divergence", ["fisher", "newton"])
 def test_the_published_inner_loop_runs_on_indefinite_curvature_too(name: str, divergence: str) -> None:
-    config = Config.published(structure=name, divergence=divergence, every=5)
+    config = LLQRConfig.published(structure=name, divergence=divergence, every=5)
     assert (config.reduction, config.ema) == (("mean", 0.9) if divergence == "newton" else ("sum", 0.95))
     base = HeavyBall(nesterov=False)
     history = train(config, 20, eta=0.1, base=base)
@@ -207,7 +210,7 @@ def test_the_published_inner_loop_runs_on_indefinite_curvature_too(name: str, di
 @pytest.mark.parametrize("name", NAMES)
 def test_the_scale_of_the_loss_and_of_U_cannot_matter(name: str) -> None:
     """Default LLQR+SAM: the same steps for L, 1000 L and L/1000, and for U and 7 U."""
-    config = Config(structure=name, every=4, probes=4)
+    config = LLQRConfig(structure=name, every=4, probes=4)
     plain = train(config, 12, rho=0.1)
     for other in (
         train(config, 12, rho=0.1, loss_scale=1e3),
@@ -219,15 +222,15 @@ def test_the_scale_of_the_loss_and_of_U_cannot_matter(name: str) -> None:
 
 
 def test_sum_or_mean_cannot_matter_for_the_default_and_does_for_the_published() -> None:
-    default = [train(Config(reduction=r, every=4, probes=4), 8)[-1].w for r in ("mean", "sum")]
+    default = [train(LLQRConfig(reduction=r, every=4, probes=4), 8)[-1].w for r in ("mean", "sum")]
     np.testing.assert_allclose(default[0], default[1], rtol=1e-10, atol=1e-11)
-    published = [train(Config.published(reduction=r, every=4), 8)[-1].w for r in ("mean", "sum")]
+    published = [train(LLQRConfig.published(reduction=r, every=4), 8)[-1].w for r in ("mean", "sum")]
     assert np.abs(published[0] - published[1]).max() > 1e-5
 
 
 def test_the_learning_rate_is_the_rms_change_of_a_weight() -> None:
     for rule in ("rms", "rms-per-tensor"):
-        history = train(Config(step_rule=rule, every=4, probes=4), 6, eta=0.003)
+        history = train(LLQRConfig(step_rule=rule, every=4, probes=4), 6, eta=0.003)
         for before, after in itertools.pairwise(history):
             move = after.w - before.w
             np.testing.assert_allclose(np.sqrt(np.mean(move**2)), 0.003, rtol=1e-12)
@@ -248,7 +251,7 @@ def test_the_step_rules_by_hand() -> None:
 def test_without_a_refit_it_is_the_base_optimizer_and_with_the_identity_sam() -> None:
     for nesterov in (False, True):
         base = HeavyBall(beta=0.8, nesterov=nesterov, wd=0.02)
-        config = Config.published()
+        config = LLQRConfig.published()
         state, w, m = start(config, W, LAYERS), W.copy(), np.zeros(SIZE)
         for _ in range(10):
             epsilon = perturbation(state.U, NET.gradient(w, X, Y), 0.05)
@@ -262,7 +265,7 @@ def test_without_a_refit_it_is_the_base_optimizer_and_with_the_identity_sam() ->
 
 
 def test_the_update_mode_decays_outside_of_the_step_rule() -> None:
-    config, base = Config(), HeavyBall(beta=0.0, nesterov=False, wd=0.5)
+    config, base = LLQRConfig(), HeavyBall(beta=0.0, nesterov=False, wd=0.5)
     g = NET.gradient(W, X, Y)
     state = update(config, start(config, W, LAYERS), g, 0.01, base)
     np.testing.assert_allclose(
@@ -273,7 +276,7 @@ def test_the_update_mode_decays_outside_of_the_step_rule() -> None:
 
 
 def test_refits_are_due_once_a_period_and_stay_due() -> None:
-    config = Config.published(every=3)
+    config = LLQRConfig.published(every=3)
     state, due = start(config, W, LAYERS), []
     for step in range(10):
         if refit_due(config, state):
@@ -286,7 +289,7 @@ def test_refits_are_due_once_a_period_and_stay_due() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_probes_of_zero_teach_nothing(name: str) -> None:
-    config = Config(structure=name, probes=2)
+    config = LLQRConfig(structure=name, probes=2)
     state = refit(config, start(config, W, LAYERS), np.zeros((2, SIZE)), 16)
     np.testing.assert_array_equal(state.U.to_dense(), np.eye(SIZE))
     assert state.last_refit == 0
@@ -296,7 +299,7 @@ def test_probes_of_zero_teach_nothing(name: str) -> None:
 
 def test_a_cold_start_forgets_where_U_was() -> None:
     g, F = NET.gradient(W, X, Y), fisher(NET, W, X)
-    cold = Config.published(warm_start=False, ema=0.0, structure="ekfac")
+    cold = LLQRConfig.published(warm_start=False, ema=0.0, structure="ekfac")
     once = refit(cold, start(cold, W, LAYERS), g, 16, F)
     twice = refit(cold, once, g, 16, F)
     np.testing.assert_array_equal(once.U.to_dense(), twice.U.to_dense())
@@ -308,7 +311,7 @@ def test_the_guard_is_for_published_scalars_and_diagonals_and_can_be_waived() ->
     g, F = 10 * NET.gradient(W, X, Y), fisher(NET, W, X)
     lowest = {}
     for allowed in (False, True):
-        config = Config.published(ema=0.0, inner_lr=0.1, allow_inversion=allowed)
+        config = LLQRConfig.published(ema=0.0, inner_lr=0.1, allow_inversion=allowed)
         state = refit(config, start(config, W, LAYERS), g, 16, F)
         lowest[allowed] = float(np.diag(state.U.to_dense()).min())
     assert lowest[False] == 1e-8
@@ -319,7 +322,7 @@ def test_the_curvature_is_that_of_the_mean_loss_or_n_times_that(rng: np.random.G
     """With absolute damping the scale is visible: c averages m V^2, and n times that when summed."""
     V = rng.standard_normal((4, SIZE))
     for reduction, factor in (("mean", 1.0), ("sum", 16.0)):
-        config = Config(
+        config = LLQRConfig(
             structure="diagonal", probes=4, reduction=reduction, damping_kind="absolute", damping=0.5
         )
         state = refit(config, start(config, W, LAYERS), V, 16)
@@ -360,7 +363,7 @@ def test_who_gets_the_radius() -> None:
 
 def test_decay_is_divided_by_U() -> None:
     for u, rest in ((0.1, 0.667), (1.0, 0.952), (10.0, 0.995)):
-        config, base = Config.published(), HeavyBall(beta=0.0, nesterov=False, wd=0.05)
+        config, base = LLQRConfig.published(), HeavyBall(beta=0.0, nesterov=False, wd=0.05)
         state = start(config, np.zeros(1), [[(1,)]])
         state = replace(state, U=scaled(identity_preconditioner([[(1,)]], "diagonal"), u))
         for _ in range(3000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llqr_sam_ref.exact import geometry
-from llqr_sam_ref.optim.distributed import inner_products
+from llqr_sam_ref.optim.distributed import inner_products, widen
 from llqr_sam_ref.optim.metric import (
     Adaptive,
     Ascent,
@@ -20,11 +21,10 @@ from llqr_sam_ref.optim.metric import (
     Fisher,
     Metric,
     Monge,
-    Perturbation,
     Preconditioned,
     perturbation,
-    widen,
 )
+from tests.optim._training import same
 
 NAMES = ("body.weight", "body.bias", "norm.weight")
 SHAPES = ((4, 3), (4,), (5,))
@@ -55,6 +55,14 @@ def flat(parts: Sequence[Tensor]) -> np.ndarray:
     return torch.cat([part.reshape(-1) for part in parts]).double().numpy()
 
 
+class Step(NamedTuple):
+    """What a perturbation did to weights of zero."""
+
+    tensors: list[Tensor]
+    length: Tensor
+    finite: Tensor
+
+
 def take(
     metric: Metric,
     gradients: list[Tensor],
@@ -65,11 +73,15 @@ def take(
     loss_scale: float = 1.0,
     foreach: bool = True,
     weights: list[Tensor] | None = None,
-) -> Perturbation:
+) -> Step:
     """The perturbation of gradients that are multiplied by a loss scale, at weights ``tensors(0)``."""
     v = gradients if vectors is None else vectors
     ascent = Ascent(tensors(0) if weights is None else weights, v, gradients, NAMES, loss_scale, foreach)
-    return perturbation(ascent, rho, metric, norm, layerwise)
+    epsilon = perturbation(ascent, rho, metric, norm, layerwise)
+    steps = [torch.zeros_like(x) for x in v]
+    epsilon.add_to(steps, foreach)
+    assert same(steps, epsilon.tensors())
+    return Step(steps, epsilon.length, epsilon.finite)
 
 
 def exact_metric(metric: Metric, gradients: list[Tensor]) -> geometry.Metric:

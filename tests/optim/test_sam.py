@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -575,6 +576,16 @@ def test_a_copy_made_inside_the_block_is_not_inside() -> None:
         other = copy.deepcopy(opt)
     with other.perturbed():
         pass
+
+
+def test_a_copy_with_a_model_is_of_one_piece() -> None:
+    model = mlp(norm=True)
+    opt = SAM(SGD(model.parameters(), lr=0.1), model=model)
+    for other in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        assert isinstance(other.model, nn.Module)
+        assert other.model is not model
+        for p, q in zip(other.model.parameters(), other.param_groups[0]["params"], strict=True):
+            assert p is q
 
 
 def test_an_abandoned_block_restores_too() -> None:

@@ -43,10 +43,14 @@ const flaws = (kind, every) => {
   return out.slice(0, 3);
 };
 
-// The opening state, its picture at the width of a column, and the state again from its own text.
+// The opening state's picture at the width of a column, and its sentence.
 const opening = kind => {
+  const { figure } = liveFigures[kind], state = liveKit.state.initial(figure, {}), found = liveKit.element.results(liveFigures[kind], state);
+  return { body: liveKit.element.picture(liveFigures[kind], state, 720, found).body, sentence: figure.sentence(state, ...found) };
+};
+
+// The opening state, and the state that its own text leads to.
+const rewritten = kind => {
   const { figure } = liveFigures[kind], { initial, write } = liveKit.state, state = initial(figure, {});
-  const found = liveKit.element.results(liveFigures[kind], state), { body } = liveKit.element.picture(liveFigures[kind], state, 720, found);
-  const again = initial(figure, Object.fromEntries(Object.entries(state).map(([name, v]) => [name, write(v)])));
-  return { state, again, body, sentence: figure.sentence(state, ...found) };
+  return [kind, [state, initial(figure, Object.fromEntries(Object.entries(state).map(([name, v]) => [name, write(v)])))]];
 };

@@ -68,10 +68,15 @@ def sampled(kind: str) -> list[tuple[str, dict[str, Any], Any]]:
     return found
 
 
-def settled(name: str, arguments: dict[str, Any], result: Any) -> Any:
-    """The part of a result that rounding does not reach: near a minimum SAM and M-SAM move chaotically."""
+def settled(name: str, arguments: dict[str, Any], result: Any, other: Any) -> Any:
+    """The part of ``result`` that rounding does not decide, given what the other program found."""
     if name in {"trap", "valley", "race"} and (arguments.get("alpha") or arguments.get("rho")):
+        # near a minimum SAM and M-SAM move chaotically
         return {key: value[:60] if isinstance(value, list) else value for key, value in result.items()}
+    if name == "probes":
+        # a diverging inner loop is compared as long as it stays within nine powers of ten
+        few = sum(v["error"] < 1e9 for v in other["hist"])
+        return {"hist": result["hist"][:few]} | ({"U": result["U"]} if few == len(other["hist"]) else {})
     return result
 
 
@@ -79,6 +84,9 @@ def settled(name: str, arguments: dict[str, Any], result: Any) -> Any:
 def test_page_agrees_with_the_package_everywhere(kind: str) -> None:
     calls = sampled(kind)
     assert len(calls) >= 15
+    calls = calls[
+        :: {"probes": 5, "valley": 3, "race": 2, "trap": 2}.get(kind, 1)
+    ]  # long runs: fewer of them
     compared = 0
     for name, arguments, result in calls:
         where = f"{name}({arguments})"
@@ -91,7 +99,7 @@ def test_page_agrees_with_the_package_everywhere(kind: str) -> None:
                 f"{where} is refused, yet drawn as {result}"
             )
             continue
-        assert_same(settled(name, arguments, result), settled(name, arguments, expected), 1e-9, where)
+        assert_same(result, settled(name, arguments, expected, result), 1e-9, where)
         compared += 1
     assert compared >= 0.8 * len(calls)
 
@@ -149,9 +157,10 @@ def test_random_numbers_are_those_of_the_page() -> None:
 
 
 def test_a_state_can_be_written_as_attributes() -> None:
-    for kind in KINDS:
-        found = in_node(f"print(opening('{kind}'));", (kind,))
-        assert found["state"] == found["again"], kind
+    for kind, (state, again) in in_node(
+        "print(Object.fromEntries(Object.keys(liveFigures).map(rewritten)));"
+    ).items():
+        assert state == again, kind
 
 
 def test_address_carries_a_state() -> None:

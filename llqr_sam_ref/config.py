@@ -1,4 +1,4 @@
-"""What an LLQR run is told: one table of choices, their legal combinations, and the base optimizer."""
+"""What LLQR is told: one table of choices and which of them go together, for the exact and the torch version."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llqr_sam_ref.errors import check_choice, check_count, check_number
-from llqr_sam_ref.exact.structures import STRUCTURES
 
 CHOICES = {
-    "structure": tuple(STRUCTURES),
+    "structure": ("scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac", "dense"),
     "divergence": ("fisher", "gauss-newton", "newton"),
     "solver": ("closed-form", "inner-loop"),
     "probe_vector": ("sampled", "gradient"),
@@ -21,35 +20,41 @@ CHOICES = {
 
 
 @dataclass(frozen=True)
-class Config:
-    """What LLQR does; the defaults are the ones the book defends.
+class LLQRConfig:
+    """What LLQR does; the defaults are the ones the book defends, ``published()`` is what the authors ran.
+
+    The honest name of the default is an E-KFAC-type curvature derived from the LLQR objective, with steps of
+    fixed root mean square. Such steps do not shrink by themselves: let the learning rate decay to 0.
 
     Args:
-        structure: of U.
-        divergence: whose second order is G.
-        every: training steps between refits; the first is at step 0.
-        solver: "closed-form" (one block per array) or "inner-loop" (scalar, diagonal, dense: one per layer).
-        probes: k, micro-batches whose gradients are the probes.
-        probe_vector: gradients against labels sampled from the model, or against the true labels.
-        reduction: "sum" multiplies the curvature of the mean loss by the number of probe examples.
-        damping: mu (absolute, units of curvature) or delta (relative to the mean curvature).
-        damping_kind: which of the two.
-        acts_on: whether U multiplies the gradient or the base optimizer's update.
-        step_rule: what then happens to the length of S = U v: root mean square 1 over all weights, or over
-            each array; the length of v; or nothing.
-        curvature_ema: decay of the curvature diagonal (closed form).
-        basis_ema: decay of the Gram matrices behind the bases (closed form).
+        structure: of U: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac" or "dense". Norms and
+            biases, having no two sides, get a diagonal under the three in the middle.
+        divergence: whose second order is G: "fisher", "gauss-newton" or "newton".
+        every: K, training steps between refits; the first is before step 0.
+        solver: "closed-form" (one block an array of weights) or "inner-loop" (scalar, diagonal and dense: one
+            block a layer, bias and kernel together).
+        probes: k, micro-batches of the probe batch whose gradients are the probes.
+        probe_vector: gradients against labels "sampled" from the model, or, "gradient", against the true ones.
+        reduction: "mean" for the curvature of the mean loss; "sum" for n times that, n terms in the probe.
+        damping: mu in units of curvature (absolute), or delta, a fraction of the mean curvature (relative).
+        damping_kind: "relative" or "absolute".
+        acts_on: whether U multiplies the "gradient" that the base optimizer gets, or its "update".
+        step_rule: what then happens to the length of S = U v: "rms", root mean square 1 over all weights;
+            "rms-per-tensor", over each array; "graft", the length of v; "none".
+        curvature_ema: beta in [0, 1), decay of the curvature diagonal c over refits (closed form).
+        basis_ema: beta_Q in [0, 1), decay of the Gram matrices behind the bases (closed form).
         basis_every: b, bases at refits 1, 2 and every multiple of b (closed form).
-        max_side: wider sides keep the identity basis (closed form).
-        inner_steps: T (inner loop).
-        inner_lr: eta_U (inner loop).
-        inner_momentum: heavy ball of the inner loop.
+        max_side: sides wider than this keep the identity, as basis or as factor; None for no limit.
+        inner_steps: T, steps of a refit (inner loop).
+        inner_lr: eta_U, their learning rate (inner loop).
+        inner_momentum: their heavy ball, in [0, 1) (inner loop).
         clip: largest norm of a stored array's gradient, None for no clip (inner loop).
         warm_start: start from the current U, else from the identity (inner loop).
-        ema: gamma, decay of the stored arrays over refits (inner loop).
-        positive: whether U is positive by construction: always so in closed form; logarithms and roots in the
-            inner loop.
+        ema: gamma in [0, 1], decay of the stored arrays over refits (inner loop).
+        positive: whether U is positive by construction: always so in closed form; logarithms and roots of the
+            factors in the inner loop.
         allow_inversion: leave negative entries of an unconstrained scalar or diagonal U alone (inner loop).
+        seed: of the uniforms that sample labels, together with the number of the refit.
 
     Raises:
         ValueError: an unknown name, a number out of range, or a combination that has no meaning.
@@ -71,7 +76,7 @@ class Config:
     curvature_ema: float = 0.95
     basis_ema: float = 0.8
     basis_every: int = 5
-    max_side: int = 1024
+    max_side: int | None = 1024
     inner_steps: int = 50
     inner_lr: float = 1e-3
     inner_momentum: float = 0.9
@@ -80,14 +85,17 @@ class Config:
     ema: float = 0.95
     positive: bool = True
     allow_inversion: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         for name in ("every", "probes", "basis_every"):
             check_count(name, getattr(self, name))
-        for name in ("inner_steps", "max_side"):
+        for name in ("inner_steps", "seed"):
             check_count(name, getattr(self, name), low=0)
+        if self.max_side is not None:
+            check_count("max_side", self.max_side, low=0)
         for name in ("curvature_ema", "basis_ema", "inner_momentum"):
             check_number(name, getattr(self, name), low=0.0, high=1.0, open_high=True)
         check_number("ema", self.ema, low=0.0, high=1.0)
@@ -119,7 +127,7 @@ class Config:
         )
 
     @classmethod
-    def published(cls, **overrides: Any) -> Config:
+    def published(cls, **overrides: Any) -> LLQRConfig:
         """The authors' settings, oddities included: a summed Fisher and ema 0.95, or a mean Hessian and 0.9.
 
         Args:
@@ -142,31 +150,8 @@ class Config:
             "damping_kind": "absolute",
             "acts_on": "gradient",
             "step_rule": "none",
+            "max_side": None,
             "ema": 0.9 if newton else 0.95,
             "positive": False,
         }
         return cls(**(settings | overrides))
-
-
-@dataclass(frozen=True)
-class HeavyBall:
-    """The base optimizer: m <- beta m + v, and the direction m, or v + beta m with Nesterov's look-ahead.
-
-    Args:
-        beta: momentum.
-        nesterov: which direction.
-        wd: weight decay.
-
-    Raises:
-        ValueError: beta outside [0, 1) or a negative decay.
-
-    Source: Polyak 1964; Sutskever et al. 2013; the buffer starts at zero.
-    """
-
-    beta: float = 0.9
-    nesterov: bool = True
-    wd: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_number("beta", self.beta, low=0.0, high=1.0, open_high=True)
-        check_number("wd", self.wd, low=0.0)

@@ -1,0 +1,195 @@
+"""The inner loop of a refit: heavy-ball descent on the relaxed objective, with the probe gradient X held fixed.
+
+    z = (G + mu I) s - g                       the caller's curvature product
+    gradient of each array: pull-back of z, clipped to a norm on its own; v <- beta v + gradient; array -= lr v
+
+For a Kronecker block S = Psi X Phi^T the gradient of Psi is Y X^T with Y = Z Phi, so the larger factor is never
+touched while the loop runs: Psi_t X = Psi_0 X + W_t (X^T X), where W obeys the same recursion driven by Y, and
+|Y X^T|^2 = tr(Y^T Y X^T X). The loop then costs O(m n^2) a step instead of O(m^2 n), and the factor is written once,
+at the end. Nothing is read back to the host.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llqr_sam_ref.errors import check_number
+from llqr_sam_ref.optim.structure import Factors, Kronecker, Structure
+
+
+class InnerLoop(ABC):
+    """One refit of one block, or of a stack of equal blocks (first axis).
+
+    Args:
+        structure: of the blocks.
+        arrays: stored arrays at the start; they are not changed.
+        X: the probe gradient, fixed.
+        momentum: beta, heavy ball.
+        clip: largest Frobenius norm of an array's gradient; None for no clip.
+    """
+
+    def __init__(
+        self, structure: Structure, arrays: Factors, X: Tensor, momentum: float = 0.9, clip: float | None = 5.0
+    ) -> None:
+        self.structure, self.start, self.X = structure, arrays, X
+        self.momentum = check_number("momentum", momentum, low=0.0, high=1.0, open_high=True)
+        self.clip = None if clip is None else check_number("clip", clip, low=0.0, open_low=True)
+        batch = X.shape[: X.ndim - len(structure.shape)]
+        self.clip_hits: dict[str, Int[Tensor, "*b"]] = {
+            name: torch.zeros(batch, dtype=torch.int64, device=X.device) for name in arrays
+        }
+
+    @abstractmethod
+    def apply(self) -> Float[Tensor, "*b m n"]:
+        """S = U X at the current arrays."""
+
+    @abstractmethod
+    def step(self, Z: Float[Tensor, "*b m n"], lr: float) -> None:
+        """One step against the pull-back of Z.
+
+        Args:
+            Z: (G + mu I) S - X at the current arrays.
+            lr: eta_U.
+        """
+
+    @abstractmethod
+    def arrays(self, ema: float = 0.0) -> Factors:
+        """ema * start + (1 - ema) * current, array by array: new tensors."""
+
+    def _scale(self, name: str, squared_norm: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """What an array's gradient is multiplied by: 1, or clip over its norm where that is larger (counted)."""
+        if self.clip is None:
+            return torch.ones_like(squared_norm)
+        norm = squared_norm.clamp_min(0).sqrt()
+        self.clip_hits[name] += norm > self.clip
+        return self.clip / norm.clamp_min(self.clip)
+
+
+class PlainLoop(InnerLoop):
+    """The loop as it is written, for any structure."""
+
+    def __init__(
+        self, structure: Structure, arrays: Factors, X: Tensor, momentum: float = 0.9, clip: float | None = 5.0
+    ) -> None:
+        super().__init__(structure, arrays, X, momentum, clip)
+        self._current = {name: array.clone() for name, array in arrays.items()}
+        self._velocity = {name: torch.zeros_like(array) for name, array in arrays.items()}
+
+    def apply(self) -> Float[Tensor, "*b m n"]:
+        """S = U X."""
+        return self.structure.apply(self._current, self.X)
+
+    def step(self, Z: Float[Tensor, "*b m n"], lr: float) -> None:
+        """Pull back, clip, heavy ball.
+
+        Args:
+            Z: (G + mu I) S - X.
+            lr: eta_U.
+        """
+        batch = self.X.ndim - len(self.structure.shape)
+        for name, gradient in self.structure.pullback(self._current, self.X, Z).items():
+            gradient = _finite(gradient)
+            scale = self._scale(name, gradient.square().flatten(batch).sum(-1))
+            self._velocity[name].mul_(self.momentum).add_(gradient * _over(scale, gradient))
+            self._current[name].sub_(self._velocity[name], alpha=lr)
+
+    def arrays(self, ema: float = 0.0) -> Factors:
+        """ema * start + (1 - ema) * current."""
+        return {name: torch.lerp(self._current[name], start, ema) for name, start in self.start.items()}
+
+
+class KroneckerLoop(InnerLoop):
+    """The same loop for S = Psi X Phi^T that never touches the larger factor.
+
+    Inside, the larger side is on the left: S = A X B^T, or its transpose S^T = A X^T B^T.
+    """
+
+    def __init__(
+        self, structure: Kronecker, arrays: Factors, X: Tensor, momentum: float = 0.9, clip: float | None = 5.0
+    ) -> None:
+        super().__init__(structure, arrays, X, momentum, clip)
+        self._turned = structure.shape[1] > structure.shape[0]
+        names, sides = ("Psi", "Phi"), (structure.psi, structure.phi)
+        (self._A, self._B), (self._left, self._right) = (
+            (names[::-1], sides[::-1]) if self._turned else (names, sides)
+        )
+        self._x = X.mT if self._turned else X
+        blocks = self._left.split(self._x)
+        self._gram = blocks.mT @ blocks  # X^T X, for each diagonal block of A
+        self._product = self._left.left(arrays[self._A], self._x)  # A X, kept current
+        self._B_now = arrays[self._B].clone() if self._right.count else None
+        self._B_velocity = None if self._B_now is None else torch.zeros_like(self._B_now)
+        self._W, self._velocity = torch.zeros_like(blocks), torch.zeros_like(blocks)
+        self._product_velocity = torch.zeros_like(self._product)
+
+    def apply(self) -> Float[Tensor, "*b m n"]:
+        """S = Psi X Phi^T."""
+        S = self._right.right(self._product, self._B_now)
+        return S.mT if self._turned else S
+
+    def step(self, Z: Float[Tensor, "*b m n"], lr: float) -> None:
+        """Pull back, clip, heavy ball, on B and on the low-rank change of A.
+
+        Args:
+            Z: (G + mu I) S - X.
+            lr: eta_U.
+        """
+        z = Z.mT if self._turned else Z
+        batch = z.ndim - 2
+        Y = self._left.split(_finite(self._right.right_transposed(z, self._B_now)))
+        Y_gram = Y @ self._gram
+        scale = _over(self._scale(self._A, (Y * Y_gram).flatten(batch).sum(-1)), Y)
+        if self._B_now is not None and self._B_velocity is not None:
+            dB = _finite(self._right.outer(z.mT, self._product.mT))
+            dB *= _over(self._scale(self._B, dB.square().flatten(batch).sum(-1)), dB)
+            self._B_velocity.mul_(self.momentum).add_(dB)
+            self._B_now.sub_(self._B_velocity, alpha=lr)
+        self._velocity.mul_(self.momentum).add_(Y * scale)
+        self._W.sub_(self._velocity, alpha=lr)
+        self._product_velocity.mul_(self.momentum).add_((Y_gram * scale).flatten(-3, -2))
+        self._product.sub_(self._product_velocity, alpha=lr)
+
+    def arrays(self, ema: float = 0.0) -> Factors:
+        """ema * start + (1 - ema) * current; the large factor is A_0 + (1 - ema) W X^T."""
+        change = self._left.outer(self._W.flatten(-3, -2), self._x)
+        found = {self._A: self.start[self._A] + (1 - ema) * change}
+        if self._B_now is not None:
+            found[self._B] = torch.lerp(self._B_now, self.start[self._B], ema)
+        return {name: found[name] for name in self.start}
+
+
+def inner_loop(
+    structure: Structure, arrays: Factors, X: Tensor, *, momentum: float = 0.9, clip: float | None = 5.0
+) -> InnerLoop:
+    """The cheaper of the two loops; they agree to rounding.
+
+    Args:
+        structure: of the blocks.
+        arrays: stored arrays at the start.
+        X: the probe gradient.
+        momentum: beta.
+        clip: largest norm of an array's gradient, or None.
+
+    Returns:
+        A loop ready for its first ``apply``.
+    """
+    if isinstance(structure, Kronecker) and not structure.positive:
+        m, n = structure.shape
+        large = structure.psi if m >= n else structure.phi
+        if large.width >= min(m, n):
+            return KroneckerLoop(structure, arrays, X, momentum, clip)
+    return PlainLoop(structure, arrays, X, momentum, clip)
+
+
+def _over(scale: Tensor, array: Tensor) -> Tensor:
+    """One number a block, shaped to multiply the stack of arrays."""
+    return scale.reshape(*scale.shape, *(1 for _ in range(array.ndim - scale.ndim)))
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """NaN to 0, infinities to 1 and -1, as the published loop does."""
+    return torch.nan_to_num(gradient, nan=0.0, posinf=1.0, neginf=-1.0)

@@ -1,0 +1,84 @@
+"""One side of a two-sided structure: a full matrix, equal diagonal blocks, or nothing (the identity)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Side:
+    """A block-diagonal matrix F of ``count`` blocks of ``width``: stored (width, width) or (count, width, width).
+
+    Args:
+        size: of the side.
+        count: diagonal blocks; 0 means F = I, with no array (None is passed for it).
+    """
+
+    size: int
+    count: int
+
+    @property
+    def width(self) -> int:
+        """Of a block: what one row of F costs."""
+        return self.size // self.count if self.count else 0
+
+    @property
+    def entries(self) -> int:
+        """Numbers stored."""
+        return self.size * self.width
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return (self.width, self.width) if self.count == 1 else (self.count, self.width, self.width)
+
+    def left(self, F: Tensor | None, X: Tensor) -> Tensor:
+        """F X for X (..., size, n)."""
+        if F is None:
+            return X
+        if self.count == 1:
+            return F @ X
+        return (F @ self.split(X)).flatten(-3, -2)
+
+    def left_transposed(self, F: Tensor | None, X: Tensor) -> Tensor:
+        """F^T X."""
+        return self.left(None if F is None else F.mT, X)
+
+    def right(self, X: Tensor, F: Tensor | None) -> Tensor:
+        """X F^T for X (..., m, size)."""
+        return X @ F.mT if F is not None and self.count == 1 else self.left(F, X.mT).mT
+
+    def right_transposed(self, X: Tensor, F: Tensor | None) -> Tensor:
+        """X F."""
+        return self.right(X, None if F is None else F.mT)
+
+    def outer(self, Y: Tensor, X: Tensor) -> Tensor:
+        """Y X^T where F has entries, for Y and X (..., size, n): the gradient of <Y, F X> in F."""
+        return Y @ X.mT if self.count == 1 else self.split(Y) @ self.split(X).mT
+
+    def split(self, X: Tensor) -> Tensor:
+        """(..., size, n) as (..., count, width, n)."""
+        return X.unflatten(-2, (self.count, self.width))
+
+    def dense(self, F: Tensor | None) -> Tensor:
+        """F as a matrix (..., size, size)."""
+        if F is None:
+            return torch.eye(self.size, dtype=torch.float64)
+        if self.count == 1:
+            return F
+        blocks = torch.diag_embed(F.movedim(-3, -1))  # (..., width, width, count, count)
+        return blocks.movedim((-4, -3, -2, -1), (-3, -1, -4, -2)).flatten(-4, -3).flatten(-2, -1)
+
+
+def make_side(size: int, max_side: int | None, wide: str) -> Side:
+    """Full up to ``max_side``; beyond it the identity, or the fewest equal blocks that fit."""
+    if max_side is None or size <= max_side:
+        return Side(size, 1)
+    if wide == "identity" or max_side == 0:
+        return Side(size, 0)
+    return Side(
+        size, next(count for count in range(2, size + 1) if size % count == 0 and size // count <= max_side)
+    )

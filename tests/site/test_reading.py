@@ -1,0 +1,119 @@
+"""Each page as a reader gets it: complete offline, readable by everybody, on a phone and at night.
+
+One visit a page answers for all tests, because loading a page is what takes the time.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
+from playwright.sync_api import Browser
+
+from tests import rendered
+from tests.site.browser import Visit
+
+# What axe finds in the theme's own parts, outside our content: rule and the theme's element.
+THEME_FINDINGS: dict[str, str] = {}
+AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
+
+WIDE = """() => document.documentElement.scrollWidth - window.innerWidth"""
+BROKEN_MATH = """() => [...document.querySelectorAll('[data-mjx-error]')].map(e => e.dataset.mjxError)"""
+UNSET_MATH = """() => [...document.querySelectorAll('span.math, div.math')]
+    .filter(e => !e.querySelector('mjx-container')).map(e => e.textContent.slice(0, 40))"""
+FIGURE_COLORS = """() => [...document.querySelectorAll('svg.figure-svg')].map(svg => {
+    const shape = svg.querySelector('path[style*="var(--"]');
+    return shape ? [...svg.querySelectorAll('path')].map(p => getComputedStyle(p).stroke).join() : '';
+})"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one visit found."""
+
+    complaints: list[str]
+    broken_math: list[str]
+    unset_math: list[str]
+    findings: dict[str, list[str]]
+    overflow: dict[int, int]
+    figure_colors: dict[str, list[str]]
+
+
+@functools.cache
+def _report(browser: Browser, page: str) -> Report:
+    visit = Visit(browser, rendered.build() / f"{page}.html")
+    findings: dict[str, list[str]] = {}
+    colors: dict[str, list[str]] = {}
+    for theme in ("light", "dark"):
+        visit.look(theme, 1200)
+        colors[theme] = visit.ask(FIGURE_COLORS)
+        findings[theme] = _axe(visit)
+    overflow = {}
+    for width in (1200, 768, 360):
+        visit.look("light", width)
+        overflow[width] = int(visit.ask(WIDE))
+    report = Report(
+        visit.complaints, visit.ask(BROKEN_MATH), visit.ask(UNSET_MATH), findings, overflow, colors
+    )
+    visit.close()
+    return report
+
+
+def _axe(visit: Visit) -> list[str]:
+    violations = Axe().run(visit.page, options=AXE).response["violations"]
+    return [
+        f"{violation['id']}: {' '.join(map(str, node['target']))}"
+        for violation in violations
+        for node in violation["nodes"]
+        if THEME_FINDINGS.get(violation["id"], "nothing") not in " ".join(map(str, node["target"]))
+    ]
+
+
+PAGES = pytest.mark.parametrize("page", rendered.PAGES)
+
+
+@PAGES
+def test_the_page_asks_for_nothing_and_complains_about_nothing(browser: Browser, page: str) -> None:
+    assert not _report(browser, page).complaints
+
+
+@PAGES
+def test_every_formula_is_set(browser: Browser, page: str) -> None:
+    report = _report(browser, page)
+    assert not report.broken_math
+    assert not report.unset_math
+
+
+@PAGES
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, page: str, theme: str) -> None:
+    assert not _report(browser, page).findings[theme]
+
+
+@PAGES
+@pytest.mark.parametrize("width", [1200, 768, 360])
+def test_the_page_never_scrolls_sideways(browser: Browser, page: str, width: int) -> None:
+    assert _report(browser, page).overflow[width] <= 0
+
+
+@PAGES
+def test_every_figure_changes_its_colors_with_the_theme(browser: Browser, page: str) -> None:
+    colors = _report(browser, page).figure_colors
+    for light, dark in zip(colors["light"], colors["dark"], strict=True):
+        assert light
+        assert light != dark
+
+
+def test_folded_proofs_are_open_in_print(browser: Browser) -> None:
+    folded = [page for page in rendered.CHAPTERS if rendered.html(page).select("div.proof.dropdown")]
+    assert folded
+    visit = Visit(browser, rendered.build() / f"{folded[0]}.html")
+    height = (
+        "() => Math.min(...[...document.querySelectorAll('div.proof.dropdown')].map(e => e.offsetHeight))"
+    )
+    closed = visit.ask(height)
+    visit.page.emulate_media(media="print")
+    assert visit.ask(height) > closed
+    visit.close()
