@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see; the table below is what happens
+    from llqr_sam_ref.config import LLQRConfig as LLQRConfig
+    from llqr_sam_ref.optim import LLQR as LLQR
     from llqr_sam_ref.optim import SAM as SAM
     from llqr_sam_ref.optim import Adaptive as Adaptive
     from llqr_sam_ref.optim import Euclidean as Euclidean
@@ -23,6 +25,8 @@ _TORCH_NAMES: dict[str, str] = {
     "Adaptive": "llqr_sam_ref.optim.metric",
     "Euclidean": "llqr_sam_ref.optim.metric",
     "Fisher": "llqr_sam_ref.optim.metric",
+    "LLQR": "llqr_sam_ref.optim.llqr",
+    "LLQRConfig": "llqr_sam_ref.config",
     "Monge": "llqr_sam_ref.optim.metric",
     "Preconditioned": "llqr_sam_ref.optim.metric",
     "SAM": "llqr_sam_ref.optim.sam",

@@ -4,12 +4,13 @@ jupyter-cache compares code cells only, so on its own it would keep an old outpu
 Here the cache lives in a folder named by a hash of everything a cell can see besides its own code; when the
 hash changes, the folder is new and every chapter runs again. Sphinx reports the warnings of a page only when
 it reads the page, so a second build after a failed one would pass: the environment of a build that warned is
-thrown away.
+thrown away. Pages whose source is gone are deleted.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 from sphinx.application import ENV_PICKLE_FILENAME, Sphinx
@@ -44,8 +45,19 @@ def _forget_a_build_that_warned(app: Sphinx, error: Exception | None) -> None:
         (Path(app.doctreedir) / ENV_PICKLE_FILENAME).unlink(missing_ok=True)
 
 
+def _delete_pages_that_left(app: Sphinx) -> None:
+    if app.builder.format != "html":
+        return
+    for page in (Path(app.outdir) / "book").rglob("*.html"):
+        if not (Path(app.srcdir) / page.relative_to(app.outdir)).with_suffix(".md").is_file():
+            page.unlink()
+    # viewcode keeps its copies of the modules' source by date, which a checkout may set back
+    shutil.rmtree(Path(app.outdir) / "_modules", ignore_errors=True)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("config-inited", _use_keyed_cache)
+    app.connect("builder-inited", _delete_pages_that_left)
     app.connect("build-finished", _forget_a_build_that_warned)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -128,11 +128,9 @@ class LinkTheorems(SphinxPostTransform):
         checks = all_checks(Path(self.env.srcdir))
         statements = _statements(self.env)
         for node in list(self.document.findall(_is_statement)):
-            # sphinx-proof gives every statement's body the same id; keep ids unique on the page
-            for body in node.findall(nodes.section):
-                body["ids"] = [f"{node['label']}-body"]
             if node["label"] in checks and node["label"] in statements:
-                node += _checked_by(checks[node["label"]], self.env.docname)
+                page = self.app.builder.get_relative_uri(self.env.docname, CHECKS_PAGE)
+                node += _checked_by(checks[node["label"]], page)
         for number, proof in enumerate(self.document.findall(_is_proof), start=1):
             _give_title(proof, f"proof-{number}")
         for node in list(self.document.findall(_pending_theorem)):
@@ -177,26 +175,10 @@ def _reference_to(label: str) -> addnodes.pending_xref:
     )
 
 
-def _checked_by(check: Check, docname: str) -> nodes.paragraph:
-    link = addnodes.pending_xref(
-        "",
-        nodes.literal("", check.name),
-        refdomain="checks",
-        reftype="test",
-        reftarget=check.name,
-        refdoc=docname,
-    )
+def _checked_by(check: Check, page: str) -> nodes.paragraph:
+    link = nodes.reference("", "", nodes.literal("", check.name), internal=True)
+    link["refuri"] = f"{page}#{check.name.replace('_', '-')}"
     return nodes.paragraph("", "", nodes.Text("Checked by "), link, nodes.Text("."), classes=["checked-by"])
-
-
-def _resolve_check(
-    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, contnode: nodes.Element
-) -> nodes.reference | None:
-    if node.get("refdomain") != "checks":
-        return None
-    page = app.builder.get_relative_uri(node["refdoc"], CHECKS_PAGE)
-    anchor = node["reftarget"].replace("_", "-")
-    return nodes.reference("", "", contnode, internal=True, refuri=f"{page}#{anchor}")
 
 
 def _warn_about_theorems_without_a_test(app: Sphinx, env: BuildEnvironment) -> None:
@@ -225,7 +207,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_node(_pending_theorem)
     app.add_directive("theorem-checks", TheoremChecks)
     app.add_post_transform(LinkTheorems)
-    app.connect("missing-reference", _resolve_check)
     app.connect("env-get-outdated", _reread_when_a_test_changed)
     app.connect("env-check-consistency", _warn_about_theorems_without_a_test)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

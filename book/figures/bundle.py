@@ -22,7 +22,16 @@ from llqr_sam_ref.errors import unknown_name
 from llqr_sam_ref.figures.live import reference
 
 HERE = Path(__file__).resolve().parent
-SHARED = ("numbers", "palette", "scene", "state", "element")  # in the order of their imports
+SHARED = (
+    "numbers",
+    "palette",
+    "axes",
+    "scene",
+    "terrain",
+    "picture",
+    "state",
+    "element",
+)  # in the order of their imports
 KINDS = tuple(sorted(path.stem for path in HERE.glob("*.js") if path.stem not in SHARED))
 
 IMPORT = re.compile(r'^import \{ ([\w, ]+) \} from "\./(\w+)\.js";$', re.MULTILINE)
@@ -125,7 +134,7 @@ def fallback(kind: str, options: dict[str, str]) -> tuple[str, str]:
     drawn = run_node(
         f"{code}const m = liveFigures.{kind}, found = {_literal(found)};\n"
         f"const state = {_literal(opening['state'])};\n"
-        "const p = liveKit.element.picture(m, state, 720, found);\n"
+        "const p = liveKit.picture.picture(m, state, 720, found);\n"
         "print({ W: p.W, H: p.H, body: p.body, sentence: m.figure.sentence(state, ...found) });"
     )
     sentence = drawn["sentence"]

@@ -8,10 +8,12 @@ const TABLE = {
   llqr: ["LLQR", "#003093", "#003093", "none", "square", 1.6],
   llqr_sam: ["LLQR+SAM", "#ad76fa", "#7d3fd8", "none", "disc", 2.8],
 };
-export const METHODS = Object.fromEntries(Object.entries(TABLE).map(([key, [label, color, text, dash, marker, width]]) => {
-  const name = `--method-${key.replace("_", "-")}`;
-  return [key, { label, color: `var(${name}, ${color})`, text: `var(${name}-text, ${text})`, dash, marker, width }];
-}));
+export const METHODS = Object.fromEntries(
+  Object.entries(TABLE).map(([key, [label, color, text, dash, marker, width]]) => {
+    const name = `--method-${key.replace("_", "-")}`;
+    return [key, { label, color: `var(${name}, ${color})`, text: `var(${name}-text, ${text})`, dash, marker, width }];
+  }),
+);
 export const INK = "currentColor";
 export const GRID = "var(--figure-grid, #c9ced6)";
 export const PAGE = "var(--pst-color-background, #ffffff)";

@@ -22,7 +22,8 @@ def mlp(widths: Sequence[int], activation: str = "relu", *, bias: bool = True) -
     """A chain of linear stages, an activation after each but the last; the input is flattened.
 
     Args:
-        widths: units from the input to the output, for example (784, 512, 512, 10): N = len(widths) - 1 layers.
+        widths: units from the input to the output, for example (784, 512, 512, 10): N = len(widths) - 1
+            layers.
         activation: "relu", "tanh", "gelu", "silu" or "sigmoid".
         bias: whether the linear stages have one.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import relu
 
 from llqr_sam_ref.errors import check_choice, check_count
 
@@ -40,7 +40,7 @@ class _Residual(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.branch(x) + self.shortcut(x))
+        return relu(self.branch(x) + self.shortcut(x))
 
 
 class BasicBlock(_Residual):
@@ -62,7 +62,7 @@ class BasicBlock(_Residual):
 
     def branch(self, x: Tensor) -> Tensor:
         """The residual before it is added: (n, c, h, w) -> (n, width, h/stride, w/stride)."""
-        return self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))  # type: ignore[no-any-return]
+        return self.norm2(self.conv2(relu(self.norm1(self.conv1(x)))))  # type: ignore[no-any-return]
 
 
 class Bottleneck(_Residual):
@@ -86,8 +86,8 @@ class Bottleneck(_Residual):
 
     def branch(self, x: Tensor) -> Tensor:
         """The residual before it is added: (n, c, h, w) -> (n, 4 width, h/stride, w/stride)."""
-        x = F.relu(self.norm1(self.conv1(x)))
-        x = F.relu(self.norm2(self.conv2(x)))
+        x = relu(self.norm1(self.conv1(x)))
+        x = relu(self.norm2(self.conv2(x)))
         return self.norm3(self.conv3(x))  # type: ignore[no-any-return]
 
 
@@ -152,7 +152,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (n, channels, h, w) to logits (n, num_classes)."""
-        x = self.pool(F.relu(self.norm(self.conv(x))))
+        x = self.pool(relu(self.norm(self.conv(x))))
         return self.head(self.stages(x).mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 

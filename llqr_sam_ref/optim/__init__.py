@@ -1,14 +1,18 @@
-"""Optimizers for PyTorch: SAM under any metric, as torch.optim citizens."""
+"""Optimizers for PyTorch: SAM under any metric, and LLQR, as torch.optim citizens."""
 
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim.batchnorm import frozen_batch_stats
+from llqr_sam_ref.optim.llqr import LLQR
 from llqr_sam_ref.optim.metric import Adaptive, Euclidean, Fisher, Metric, Monge, Preconditioned
 from llqr_sam_ref.optim.sam import SAM
 
 __all__ = [
+    "LLQR",
     "SAM",
     "Adaptive",
     "Euclidean",
     "Fisher",
+    "LLQRConfig",
     "Metric",
     "Monge",
     "Preconditioned",

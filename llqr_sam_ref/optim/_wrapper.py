@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import reprlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -25,7 +25,6 @@ from torch.optim import Optimizer
 
 from llqr_sam_ref.optim.metric import Euclidean, Metric
 
-Closure = Callable[[], Any]
 _HOOKS = tuple(
     f"_optimizer_{event}_{when}_hooks"
     for event in ("step", "state_dict", "load_state_dict")
@@ -103,7 +102,7 @@ class OptimizerWrapper(Optimizer):
         return {**group, **options, **set_by_user}
 
     def _start(self) -> None:
-        """Begin like a fresh optimizer, without hooks: torch's own copies and pickles drop them too."""
+        """Begin like a fresh optimizer, also as a copy: without hooks, as torch does; caches belong here."""
         for hooks in _HOOKS:
             setattr(self, hooks, OrderedDict())
         self.inside_perturbation = False

@@ -1,4 +1,4 @@
-"""Which weights a structure acts on: one parameter as a matrix, or all parameters of a layer joined end to end."""
+"""Which weights a structure acts on: one parameter as a matrix, or a layer's parameters joined end to end."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Block:
             tensor = vector[name]
             parts.append(tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1))
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return joined.unflatten(-1, self.structure.shape)
+        return joined.reshape(*joined.shape[:-1], *self.structure.shape)
 
     def scatter(self, X: Float[Tensor, "*block"]) -> Vector:
         """The tensors by parameter name whose ``gather`` is X: views of X."""
         flat = X.flatten(-len(self.structure.shape))
-        parts = flat.split([math.prod(shape) for shape in self.shapes], -1)
+        parts = torch.split(flat, [math.prod(shape) for shape in self.shapes], -1)
         named = zip(self.parameters, self.shapes, parts, strict=True)
-        return {name: part.unflatten(-1, shape) if shape else part.squeeze(-1) for name, shape, part in named}
+        return {name: part.reshape(*part.shape[:-1], *shape) for name, shape, part in named}
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,18 @@ class Group:
     structure: Structure
     blocks: tuple[Block, ...]
 
-    def gather(self, vector: Mapping[str, Tensor]) -> Float[Tensor, "b *block"]:
+    def gather(self, vector: Mapping[str, Tensor]) -> Float[Tensor, "b ..."]:
         """The stack of the blocks' entries; a view if there is one block."""
         parts = [block.gather(vector) for block in self.blocks]
         return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
-    def scatter(self, X: Float[Tensor, "b *block"]) -> Vector:
+    def scatter(self, X: Float[Tensor, "b ..."]) -> Vector:
         """The tensors by parameter name, views of X."""
-        return {name: part for block, x in zip(self.blocks, X, strict=True) for name, part in block.scatter(x).items()}
+        return {
+            name: part
+            for block, x in zip(self.blocks, X, strict=True)
+            for name, part in block.scatter(x).items()
+        }
 
 
 def make_blocks(
@@ -91,14 +95,14 @@ def make_blocks(
 ) -> list[Block]:
     """Blocks for every trainable parameter of a module, tied parameters once.
 
-    A weight of more than one axis is a matrix (first axis, all others); vectors get a diagonal where the structure
-    has two sides.
+    A weight of more than one axis is a matrix (first axis, all others); vectors get a diagonal where the
+    structure has two sides.
 
     Args:
         module: whose parameters.
         structure: a name of ``make_structure``.
-        grouping: "tensor", a block a parameter; "layer", one block for all parameters that a submodule owns itself,
-            bias first, for "scalar", "diagonal" and "dense" (the authors' arrays).
+        grouping: "tensor", a block a parameter; "layer", one block for all parameters that a submodule owns
+            itself, bias first, for "scalar", "diagonal" and "dense" (the authors' arrays).
         positive: see Structure.
         max_side: see TwoSided.
         wide: see TwoSided.
@@ -139,7 +143,7 @@ def make_blocks(
 
 
 def matrix_shape(shape: Shape) -> Shape:
-    """(p,) for vectors and numbers; (first axis, all others) else: a convolution is (out, in * height * width)."""
+    """Of the block: (p,) for vectors, (first axis, all others) else: a convolution is (out, in * h * w)."""
     return (math.prod(shape),) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
 
 

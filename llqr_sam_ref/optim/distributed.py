@@ -39,6 +39,39 @@ def local_tensors(tensors: Tensors) -> list[Tensor]:
     return [torch.view_as_real(t) if t.is_complex() else t for t in shards]
 
 
+def widen(tensors: Tensors) -> list[Tensor]:
+    """Half-precision tensors as float32; the others as they are."""
+    return [t.float() if t.dtype in {torch.float16, torch.bfloat16} else t for t in tensors]
+
+
+def on(scale: Tensor | float, tensor: Tensor) -> Tensor | float:
+    """A number, which may be a 0-d tensor, on the device of a tensor."""
+    return scale.to(tensor.device) if isinstance(scale, Tensor) else scale
+
+
+def check_gradient(parameter: Tensor, gradient: Tensor, which: str) -> None:
+    """Refuse a gradient whose norm cannot be known here.
+
+    Args:
+        parameter: what it belongs to.
+        gradient: its ``.grad``.
+        which: how to call the parameter.
+
+    Raises:
+        RuntimeError: the gradient is sparse, or the parameter is a piece that FSDP1 cut.
+    """
+    if gradient.layout is not torch.strided:
+        raise RuntimeError(
+            f"{which} has a gradient of layout {gradient.layout}; a dense one is needed: pass sparse=False "
+            "to the embedding."
+        )
+    if getattr(parameter, "_fsdp_flattened", False):
+        raise RuntimeError(
+            f"{which} is a piece of a FullyShardedDataParallel module, whose norm no rank knows; shard with "
+            "torch.distributed.fsdp.fully_shard (FSDP2) instead."
+        )
+
+
 def match_sharding(tensors: Tensors, parameters: Tensors) -> list[Tensor]:
     """Gradients laid out as their parameters are (tensor parallelism may deliver another layout).
 

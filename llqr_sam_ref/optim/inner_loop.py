@@ -1,12 +1,13 @@
-"""The inner loop of a refit: heavy-ball descent on the relaxed objective, with the probe gradient X held fixed.
+"""The inner loop of a refit: heavy-ball descent on the relaxed objective, the probe gradient X held fixed.
 
-    z = (G + mu I) s - g                       the caller's curvature product
-    gradient of each array: pull-back of z, clipped to a norm on its own; v <- beta v + gradient; array -= lr v
+    z = (G + mu I) s - g                                     the caller's curvature product
+    d = pull-back of z to an array, clipped to a norm        each array on its own
+    v <- beta v + d,   array <- array - lr v
 
-For a Kronecker block S = Psi X Phi^T the gradient of Psi is Y X^T with Y = Z Phi, so the larger factor is never
-touched while the loop runs: Psi_t X = Psi_0 X + W_t (X^T X), where W obeys the same recursion driven by Y, and
-|Y X^T|^2 = tr(Y^T Y X^T X). The loop then costs O(m n^2) a step instead of O(m^2 n), and the factor is written once,
-at the end. Nothing is read back to the host.
+For a Kronecker block S = Psi X Phi^T the gradient of Psi is Y X^T with Y = Z Phi, so the larger factor is
+never touched while the loop runs: Psi_t X = Psi_0 X + W_t (X^T X), where W obeys the same recursion driven by
+Y, and |Y X^T|^2 = tr(Y^T Y X^T X). The loop then costs O(m n^2) a step instead of O(m^2 n), and the factor is
+written once, at the end. Nothing is read back to the host.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ class InnerLoop(ABC):
     """
 
     def __init__(
-        self, structure: Structure, arrays: Factors, X: Tensor, momentum: float = 0.9, clip: float | None = 5.0
+        self,
+        structure: Structure,
+        arrays: Factors,
+        X: Tensor,
+        momentum: float = 0.9,
+        clip: float | None = 5.0,
     ) -> None:
         self.structure, self.start, self.X = structure, arrays, X
         self.momentum = check_number("momentum", momentum, low=0.0, high=1.0, open_high=True)
@@ -58,10 +64,10 @@ class InnerLoop(ABC):
 
     @abstractmethod
     def arrays(self, ema: float = 0.0) -> Factors:
-        """ema * start + (1 - ema) * current, array by array: new tensors."""
+        """New arrays, each ema * start + (1 - ema) * current."""
 
     def _scale(self, name: str, squared_norm: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-        """What an array's gradient is multiplied by: 1, or clip over its norm where that is larger (counted)."""
+        """What a gradient is multiplied by: 1, or clip over its norm where the norm exceeds it (counted)."""
         if self.clip is None:
             return torch.ones_like(squared_norm)
         norm = squared_norm.clamp_min(0).sqrt()
@@ -73,7 +79,12 @@ class PlainLoop(InnerLoop):
     """The loop as it is written, for any structure."""
 
     def __init__(
-        self, structure: Structure, arrays: Factors, X: Tensor, momentum: float = 0.9, clip: float | None = 5.0
+        self,
+        structure: Structure,
+        arrays: Factors,
+        X: Tensor,
+        momentum: float = 0.9,
+        clip: float | None = 5.0,
     ) -> None:
         super().__init__(structure, arrays, X, momentum, clip)
         self._current = {name: array.clone() for name, array in arrays.items()}
@@ -98,7 +109,7 @@ class PlainLoop(InnerLoop):
             self._current[name].sub_(self._velocity[name], alpha=lr)
 
     def arrays(self, ema: float = 0.0) -> Factors:
-        """ema * start + (1 - ema) * current."""
+        """New arrays, each ema * start + (1 - ema) * current."""
         return {name: torch.lerp(self._current[name], start, ema) for name, start in self.start.items()}
 
 
@@ -109,7 +120,12 @@ class KroneckerLoop(InnerLoop):
     """
 
     def __init__(
-        self, structure: Kronecker, arrays: Factors, X: Tensor, momentum: float = 0.9, clip: float | None = 5.0
+        self,
+        structure: Kronecker,
+        arrays: Factors,
+        X: Tensor,
+        momentum: float = 0.9,
+        clip: float | None = 5.0,
     ) -> None:
         super().__init__(structure, arrays, X, momentum, clip)
         self._turned = structure.shape[1] > structure.shape[0]
@@ -154,7 +170,7 @@ class KroneckerLoop(InnerLoop):
         self._product.sub_(self._product_velocity, alpha=lr)
 
     def arrays(self, ema: float = 0.0) -> Factors:
-        """ema * start + (1 - ema) * current; the large factor is A_0 + (1 - ema) W X^T."""
+        """New arrays, each ema * start + (1 - ema) * current; the large one is A_0 + (1 - ema) W X^T."""
         change = self._left.outer(self._W.flatten(-3, -2), self._x)
         found = {self._A: self.start[self._A] + (1 - ema) * change}
         if self._B_now is not None:

@@ -1,9 +1,9 @@
-"""What a loss says about its outputs when it is a negative log-likelihood: labels to sample and a Fisher matrix.
+"""What a loss says of its outputs when it is a negative log-likelihood: labels to sample, a Fisher matrix.
 
 A likelihood is a sum of independent terms, one a row of logits (``Categorical``) or one an output element
 (``Bernoulli``, ``Gaussian``); a loss with ``reduction="mean"`` divides by the number of terms, positions with
-``ignore_index`` not counted. Sampling goes by inverse distribution functions from uniforms that the caller draws,
-so that one set of uniforms means the same labels on any number of workers and in any implementation.
+``ignore_index`` not counted. Sampling goes by inverse distribution functions from uniforms that the caller
+draws, so that one set of uniforms means the same labels on any number of workers and in any implementation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Num, Shaped
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from llqr_sam_ref.errors import check_choice, check_number
 
@@ -59,7 +59,7 @@ class Likelihood(ABC):
     def curvature(
         self, outputs: Float[Tensor, "n ..."], targets: Num[Tensor, "n ..."] | None, v: Float[Tensor, "n ..."]
     ) -> Float[Tensor, "n ..."]:
-        """Q v, with Q the Fisher matrix of the outputs summed over the terms: E[score score^T] over labels."""
+        """The product Q v; Q = E[score score^T] is the outputs' Fisher matrix, summed over the terms."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,16 @@ class Categorical(Likelihood):
     def sample(
         self, outputs: Float[Tensor, "n c ..."], targets: Num[Tensor, "n ..."] | None, uniforms: Tensor
     ) -> Num[Tensor, "n ..."]:
-        """The smallest class whose distribution function reaches the uniform."""
-        distribution = outputs.softmax(1).cumsum(1)
-        below = distribution < uniforms.to(outputs).unsqueeze(1)
-        labels = below.sum(1).clamp_(max=outputs.shape[1] - 1)  # rounding may leave the last value under 1
+        """The smallest class j with u < pi_0 + ... + pi_j, the last sum taken as 1 whatever its rounding."""
+        distribution = outputs.softmax(1).cumsum(1).narrow(1, 0, outputs.shape[1] - 1)
+        labels = (uniforms.to(outputs).unsqueeze(1) >= distribution).sum(1)
         counted = self._counted(outputs, targets)
         return labels if counted is None else labels.where(counted, self.ignore_index)
 
     def score(
         self, outputs: Float[Tensor, "n c ..."], labels: Num[Tensor, "n ..."]
     ) -> Float[Tensor, "n c ..."]:
-        """pi - e_y in every row that counts."""
+        """The residual pi - e_y in every row that counts."""
         counted = (labels != self.ignore_index).unsqueeze(1)
         classes = torch.arange(outputs.shape[1], device=outputs.device)
         chosen = labels.unsqueeze(1) == classes.view(-1, *(1 for _ in outputs.shape[2:]))
@@ -113,7 +112,7 @@ class Categorical(Likelihood):
         targets: Num[Tensor, "n ..."] | None,
         v: Float[Tensor, "n c ..."],
     ) -> Float[Tensor, "n c ..."]:
-        """pi v - pi (pi . v) in every row that counts."""
+        """The product pi v - pi (pi . v) in every row that counts."""
         pi = outputs.softmax(1)
         product = pi * v
         product = product - pi * product.sum(1, keepdim=True)
@@ -129,22 +128,22 @@ class Categorical(Likelihood):
 
 @dataclass(frozen=True)
 class Bernoulli(Likelihood):
-    """Independent yes-or-no labels with probabilities logistic(z), one an output element: Q = diag(pi (1 - pi))."""
+    """Yes-or-no labels with pi = logistic(z), one an output element: Q = diag(pi (1 - pi))."""
 
     def sample(
         self, outputs: Float[Tensor, "n ..."], targets: Num[Tensor, "n ..."] | None, uniforms: Tensor
     ) -> Num[Tensor, "n ..."]:
-        """1 where the uniform exceeds the probability of 0."""
-        return (uniforms.to(outputs) > torch.sigmoid(-outputs)).to(outputs.dtype)
+        """1 where the uniform reaches the probability of 0."""
+        return (uniforms.to(outputs) >= torch.sigmoid(-outputs)).to(outputs.dtype)
 
     def score(self, outputs: Float[Tensor, "n ..."], labels: Num[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        """pi - y, elementwise."""
+        """The residual pi - y, elementwise."""
         return outputs.sigmoid() - labels
 
     def curvature(
         self, outputs: Float[Tensor, "n ..."], targets: Num[Tensor, "n ..."] | None, v: Float[Tensor, "n ..."]
     ) -> Float[Tensor, "n ..."]:
-        """pi (1 - pi) v, elementwise."""
+        """The product pi (1 - pi) v, elementwise."""
         return outputs.sigmoid() * torch.sigmoid(-outputs) * v
 
 
@@ -154,7 +153,8 @@ class Gaussian(Likelihood):
 
     Args:
         reduction: "mean" or "sum" over the output elements.
-        variance: of a label; 0.5 makes -log p the squared error up to a constant, which is what MSELoss adds up.
+        variance: of a label; 0.5 makes -log p the squared error up to a constant, which is what MSELoss adds
+            up.
     """
 
     variance: float = 0.5
@@ -166,11 +166,11 @@ class Gaussian(Likelihood):
     def sample(
         self, outputs: Float[Tensor, "n ..."], targets: Num[Tensor, "n ..."] | None, uniforms: Tensor
     ) -> Num[Tensor, "n ..."]:
-        """z plus the normal quantile of the uniform."""
-        inside = uniforms.to(outputs).clamp(
-            min=torch.finfo(outputs.dtype).eps
-        )  # the quantile of 0 is infinite
-        return outputs + self.variance**0.5 * torch.special.ndtri(inside)
+        """Outputs plus the normal quantile of the uniform."""
+        eps = torch.finfo(outputs.dtype).eps
+        inside = uniforms.to(outputs).clamp(eps, 1 - eps)  # the quantiles of 0 and 1 are infinite
+        quantiles: Tensor = torch.special.ndtri(inside) * self.variance**0.5
+        return outputs + quantiles
 
     def score(self, outputs: Float[Tensor, "n ..."], labels: Num[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """(z - y) / variance, elementwise."""
@@ -179,15 +179,15 @@ class Gaussian(Likelihood):
     def curvature(
         self, outputs: Float[Tensor, "n ..."], targets: Num[Tensor, "n ..."] | None, v: Float[Tensor, "n ..."]
     ) -> Float[Tensor, "n ..."]:
-        """v / variance."""
+        """The product v / variance."""
         return v / self.variance
 
 
 _FUNCTIONS: dict[Callable[..., Any], type[Likelihood]] = {
-    F.cross_entropy: Categorical,
-    F.nll_loss: Categorical,
-    F.binary_cross_entropy_with_logits: Bernoulli,
-    F.mse_loss: Gaussian,
+    functional.cross_entropy: Categorical,
+    functional.nll_loss: Categorical,
+    functional.binary_cross_entropy_with_logits: Bernoulli,
+    functional.mse_loss: Gaussian,
 }
 _MODULES: dict[type[nn.Module], type[Likelihood]] = {
     nn.CrossEntropyLoss: Categorical,
@@ -196,7 +196,7 @@ _MODULES: dict[type[nn.Module], type[Likelihood]] = {
     nn.MSELoss: Gaussian,
 }
 _REMEDY = (
-    "Pass likelihood=Categorical(), Bernoulli() or Gaussian() if the loss is one of these up to a constant factor, "
+    "Pass likelihood=Categorical(), Bernoulli() or Gaussian() if the loss is one of these up to a factor, "
     'or avoid sampled labels: probe_vector="gradient", divergence="gauss-newton".'
 )
 
@@ -204,8 +204,8 @@ _REMEDY = (
 def infer_likelihood(loss_fn: LossFn) -> Likelihood:
     """The likelihood whose negative logarithm ``loss_fn`` is, up to a constant.
 
-    Known are CrossEntropyLoss and NLLLoss (categorical), BCEWithLogitsLoss (Bernoulli) and MSELoss (Gaussian of
-    variance 1/2), as modules or functions of torch.nn, also under functools.partial; ``reduction`` and
+    Known are CrossEntropyLoss and NLLLoss (categorical), BCEWithLogitsLoss (Bernoulli) and MSELoss (Gaussian
+    of variance 1/2), as modules or functions of torch.nn, also under functools.partial; ``reduction`` and
     ``ignore_index`` are respected, label smoothing changes nothing.
 
     Args:

@@ -1,13 +1,14 @@
 """Set up once at the weights of a module and a probe batch, then take many exact curvature-vector products.
 
-With outputs z = f(w, x), loss l(z, y), Jacobian J = dz/dw, and states x_i = outputs of named modules with J_i = dx_i/dw:
+With outputs z = f(w, x), loss l(z, y), Jacobian J = dz/dw, and states x_i = outputs of named modules with J_i
+= dx_i/dw:
 
     Gauss-Newton   G v = J^T l''(z) J v        Fisher   F v = J^T E[score score^T] J v
     Hessian        H v = d/de grad L(w + e v)  states   + sum_i J_i^T S_i J_i v on top of any of them
 
 The set-up keeps what a product needs of the forward pass, so that a Gauss-Newton product costs about 4/3 of a
-gradient and a Hessian product about 2. Graphs are traced once for given shapes; at new weights only what depends on
-the weights alone is evaluated again.
+gradient and a Hessian product about 2. Graphs are traced once for given shapes; at new weights only what
+depends on the weights alone is evaluated again.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class _Setup:
 class Linearization:
     """A module linearized on a probe batch; vectors are dicts of tensors keyed by parameter name.
 
-    Frozen parameters have no entry, tied ones a single entry. Half precision is computed in float32. Nothing of the
-    module changes: not its gradients, buffers or flags, nor the random state.
+    Frozen parameters have no entry, tied ones a single entry. Half precision is computed in float32. Nothing
+    of the module changes: not its gradients, buffers or flags, nor the random state.
 
     Args:
         module: f, any module whose forward is deterministic: dropout and batch norm in evaluation mode.
@@ -78,12 +79,12 @@ class Linearization:
         states: costs S_i on the change of named modules' outputs: a number s >= 0 for s I, or a positive
             semidefinite matrix (d, d) that acts on each example's flattened output.
         state_reduction: "mean" divides the costs on states by the number of examples, "sum" does not.
-        backend: "traced" graphs, "kept" autograd graphs (they need no forward-mode rules; on convolutions they are
-            slower), or "auto": traced where the module can be traced.
+        backend: "traced" graphs, "kept" autograd graphs (they need no forward-mode rules; on convolutions
+            they are slower), or "auto": traced where the module can be traced.
 
     Raises:
-        ValueError: a bad argument, a module in training mode, a batch that does not fit, is not finite, or gives
-            different outputs when evaluated twice.
+        ValueError: a bad argument, a module in training mode, a batch that does not fit, is not finite, or
+            gives different outputs when evaluated twice.
         RuntimeError: the module cannot be differentiated twice.
 
     Source: Schraudolph (2002), "Fast curvature matrix-vector products", section 3.
@@ -123,12 +124,12 @@ class Linearization:
 
     @property
     def outputs(self) -> Float[Tensor, "n ..."]:
-        """z at the point."""
+        """The outputs z at the point."""
         return self._here().output.detach()
 
     @property
     def loss(self) -> Float[Tensor, ""]:
-        """l(z, y) at the point."""
+        """The loss l(z, y) at the point."""
         return self._here().loss.detach()
 
     @property
@@ -230,7 +231,7 @@ class Linearization:
         slope = self._slope(here)
         if not slope.requires_grad:
             raise RuntimeError(
-                "the loss is linear in the outputs or has no second derivative there, so it has no Gauss-Newton "
+                "the loss is linear in the outputs or has no second derivative, so it has no Gauss-Newton "
                 'matrix; use a Fisher product (divergence="fisher") or another loss.'
             )
 
@@ -385,8 +386,8 @@ def _twice_differentiable() -> Iterator[None]:
         remedy = "replace the operation by one that torch can differentiate twice"
         if "attention" in str(error) or "flash" in str(error):
             remedy = (
-                "fused attention has neither forward-mode nor second derivatives: call scaled_dot_product_attention "
-                "without forcing a kernel, or write softmax(Q K^T) V out"
+                "fused attention has neither forward-mode nor second derivatives: call "
+                "scaled_dot_product_attention without forcing a kernel, or write softmax(Q K^T) V out"
             )
         raise RuntimeError(
             f"the module or its loss cannot be differentiated twice ({reason}); {remedy}."

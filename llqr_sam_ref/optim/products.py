@@ -1,9 +1,9 @@
 """Two ways to differentiate a pure module many times at one point.
 
-``Traced`` evaluates graphs that were traced once for the shapes at hand: 4 forward passes' worth of arithmetic a
-Gauss-Newton product, 6 a Hessian product, whatever the layers. ``Kept`` uses autograd alone: the Jacobian product is
-the derivative of the adjoint, which is linear (the R-operator); it needs nothing but second derivatives, and on
-convolutions it costs about twice as much.
+``Traced`` evaluates graphs that were traced once for the shapes at hand: 4 forward passes' worth of
+arithmetic a Gauss-Newton product, 6 a Hessian product, whatever the layers. ``Kept`` uses autograd alone: the
+Jacobian product is the derivative of the adjoint, which is linear (the R-operator); it needs nothing but
+second derivatives, and on convolutions it costs about twice as much.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def trace_jacobian(pure: PureModule, point: Point) -> SplitFunction:
         def f(*params: Tensor) -> tuple[Tensor, ...]:
             return tuple(pure.forward(params, primals[count:], layout))
 
-        values, tangents = jvp(f, tuple(primals[:count]), tuple(v))
-        _, pull = vjp(f, *primals[:count])
+        values, tangents = jvp(f, tuple(primals[:count]), tuple(v))  # type: ignore[misc]
+        _, pull = vjp(f, *primals[:count])  # type: ignore[misc]
         return values, tangents, pull(tuple(cotangents))
 
     with torch.no_grad():

@@ -1,7 +1,8 @@
 """A module and its loss as pure functions of tensors, evaluated without side effects.
 
-Nothing outside is touched: buffers are copied, the global random state is restored, flags are only read, autocast is
-off, and attention is computed by its written-out form, because the fused kernels have no second derivative.
+Nothing outside is touched: buffers are copied, the global random state is restored, flags are only read,
+autocast is off, and attention is computed by its written-out form, because the fused kernels have no second
+derivative.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class PureModule:
         states: names of submodules whose outputs are wanted beside the module's own.
 
     Raises:
-        ValueError: there is no trainable parameter, one is sparse or complex, or a name in ``states`` is unknown.
+        ValueError: there is no trainable parameter, one is sparse or complex, or a name in ``states`` is
+            unknown.
     """
 
     def __init__(self, module: nn.Module, loss_fn: LossFn, states: Sequence[str] = ()) -> None:
@@ -199,7 +201,8 @@ class PureModule:
             point: where.
 
         Raises:
-            ValueError: the batch does not fit or is not finite, two evaluations differ, or buffers are written.
+            ValueError: the batch does not fit or is not finite, two evaluations differ, or buffers are
+                written.
         """
         leaves = point.rest[len(point.layout.fixed) :]
         shapes = [tuple(leaf.shape) for leaf in leaves]
@@ -215,14 +218,14 @@ class PureModule:
                 first, second = (self.forward(point.params, point.rest, point.layout)[0] for _ in range(2))
             except Exception as error:
                 raise ValueError(
-                    f"the module cannot be evaluated on the probe batch (shapes {shapes}): {error} Pass inputs as a "
-                    "tensor, a tuple of positional or a dict of keyword arguments."
+                    f"the module cannot be evaluated on the probe batch (shapes {shapes}): {error} Pass "
+                    "inputs as a tensor, a tuple of positional or a dict of keyword arguments."
                 ) from error
             try:
                 loss = self.loss(first, point.rest, point.layout)
             except Exception as error:
                 raise ValueError(
-                    f"loss_fn cannot be evaluated on outputs of shape {tuple(first.shape)} with these targets: {error}"
+                    f"loss_fn fails on outputs of shape {tuple(first.shape)} with the given targets: {error}"
                 ) from error
         if not bool(torch.isfinite(loss) & torch.isfinite(first).all()):
             raise ValueError(
@@ -235,7 +238,7 @@ class PureModule:
         tolerance = float(torch.finfo(first.dtype).eps) ** 0.5 * float(first.abs().max())
         if first.shape != second.shape or float((first - second).abs().max()) > tolerance:
             raise ValueError(
-                "two evaluations of the module on the same batch differ; switch off what is random in its forward."
+                "two evaluations of the module on the same batch differ; switch off what is random in it."
             )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Side:
-    """A block-diagonal matrix F of ``count`` blocks of ``width``: stored (width, width) or (count, width, width).
+    """A block-diagonal matrix F: one block is stored (width, width), several (count, width, width).
 
     Args:
         size: of the side.
@@ -61,7 +61,7 @@ class Side:
 
     def split(self, X: Tensor) -> Tensor:
         """(..., size, n) as (..., count, width, n)."""
-        return X.unflatten(-2, (self.count, self.width))
+        return X.reshape(*X.shape[:-2], self.count, self.width, X.shape[-1])
 
     def dense(self, F: Tensor | None) -> Tensor:
         """F as a matrix (..., size, size)."""

@@ -1,15 +1,15 @@
 """The shapes a learned preconditioner may have: U as a few small factors, applied to a matrix of gradients.
 
-X is a weight's gradient as a matrix: output side by input side, a convolution's (out, in * height * width); vectors
-stay vectors. Psi acts on the output side, Phi on the input side:
+X is a weight's gradient as a matrix: output side by input side, a convolution's (out, in * height * width);
+vectors stay vectors. Psi acts on the output side, Phi on the input side:
 
     Scalar           S = u X                    Diagonal   S = d o X               Dense   vec S = U vec X
     Kronecker        S = Psi X Phi^T            EKFAC      S = E_Psi (D o (E_Psi^T X E_Phi)) E_Phi^T
     SeparableEKFAC   E-KFAC with D = d_Psi d_Phi^T
 
-A structure is a description without state; its stored arrays travel in a dict. Every method broadcasts over leading
-axes, so that layers of equal shape are stacked and handled by one batched product. Nothing here reads a value back to
-the host.
+A structure is a description without state; its stored arrays travel in a dict. Every method broadcasts over
+leading axes, so that layers of equal shape are stacked and handled by one batched product. Nothing here reads
+a value back to the host.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class Structure(ABC):
 
     Args:
         shape: of the block: (p,), or (output side m, input side n).
-        positive: store logarithms of scales and roots of matrices, u = exp(stored), Phi = stored stored^T, so that
-            U is positive definite whatever the stored arrays become (as long as bases and roots stay nonsingular).
+        positive: store logarithms of scales and roots of matrices, u = exp(stored), Phi = stored stored^T, so
+            that U is positive definite whatever the stored arrays become (as long as bases and roots stay
+            nonsingular).
     """
 
     shape: tuple[int, ...]
@@ -108,7 +109,7 @@ class Structure(ABC):
         return arrays
 
     def factors(self, arrays: Factors) -> Factors:
-        """The factors that the stored arrays stand for: themselves, or exponentials and squares if ``positive``."""
+        """What the stored arrays stand for: themselves, or exponentials and squares if ``positive``."""
         if not self.positive:
             return arrays
         found = dict(arrays)
@@ -237,7 +238,7 @@ class Dense(Structure):
 
     def _apply(self, factors: Factors, X: Tensor) -> Tensor:
         flat = X.flatten(-len(self.shape)).unsqueeze(-1)
-        return (factors["U"] @ flat).squeeze(-1).unflatten(-1, self.shape)
+        return (factors["U"] @ flat).reshape(X.shape)
 
     def _pullback(self, factors: Factors, X: Tensor, Z: Tensor) -> Factors:
         rows, columns = (t.flatten(-len(self.shape)) for t in (Z, X))
@@ -255,7 +256,8 @@ class TwoSided(Structure):
         shape: (m, n).
         positive: see Structure.
         max_side: the widest side that gets a full matrix; None for no limit.
-        wide: what a wider side gets: "identity" (no array), or "blocks" (equal diagonal blocks up to ``max_side``).
+        wide: what a wider side gets: "identity" (no array), or "blocks" (equal diagonal blocks up to
+            ``max_side``).
     """
 
     max_side: int | None = None

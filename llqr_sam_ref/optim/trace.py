@@ -1,9 +1,10 @@
 """Trace a function that is linear in some of its arguments once, and split it by dependence on them.
 
-Let fn(primals, t_1, ..., t_k) return values that depend on the primals alone and, for each j, tensors linear in
-t_j (with coefficients that depend on the primals). One trace gives 1 + k graphs: a *set-up* that maps the primals
-to the values and to whatever the linear parts need of them (the residuals), and one *map* for each j that takes
-residuals and t_j. Set up again at new weights, the maps are the derivative there: nothing is traced again.
+Let fn(primals, t_1, ..., t_k) return values that depend on the primals alone and, for each j, tensors linear
+in t_j (with coefficients that depend on the primals). One trace gives 1 + k graphs: a *set-up* that maps the
+primals to the values and to whatever the linear parts need of them (the residuals), and one *map* for each j
+that takes residuals and t_j. Set up again at new weights, the maps are the derivative there: nothing is
+traced again.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class SplitFunction:
     """The graphs of one function at fixed shapes.
 
     Args:
-        fn: takes a list of primals and k lists of tensors; returns a list of values and k lists, the j-th linear
-            in the j-th argument.
+        fn: takes a list of primals and k lists of tensors; returns a list of values and k lists, the j-th
+            linear in the j-th argument.
         primals: example primals; shapes, dtypes and devices are baked in, values are not.
         tangents: k example lists.
 

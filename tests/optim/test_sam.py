@@ -348,6 +348,20 @@ def test_a_nan_raises_if_asked_and_touches_no_weight() -> None:
     assert not opt.inside_perturbation
 
 
+def test_a_nan_does_not_enter_the_average() -> None:
+    w = point()
+    opt = SAM(SGD([w], lr=0.1), ascent_ema=0.9)
+    backward(bowl(w))
+    with opt.perturbed():
+        pass
+    before = opt.own[w]["ema"].clone()
+    w.grad = torch.full_like(w, float("nan"))
+    with opt.perturbed():
+        pass
+    assert torch.equal(opt.own[w]["ema"], before)
+    assert before.any()
+
+
 # Friendly SAM.
 
 
@@ -463,7 +477,10 @@ def test_a_closure_sees_the_same_dropout_twice_and_the_stream_goes_on_once() -> 
 
     def closure() -> Tensor:
         opt.zero_grad()
-        return slope(model)
+        loss = slope(model)
+        if len(masks) == 2:
+            torch.rand(7)  # whatever else the second pass draws
+        return loss
 
     torch.manual_seed(3)
     opt.step(closure)
@@ -510,6 +527,22 @@ def test_one_warning_for_bfloat16_weights() -> None:
         pass
     with opt.perturbed():  # a second warning would be an error here
         pass
+
+
+def test_what_the_warning_is_about() -> None:
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        w = nn.Parameter((0.03 * torch.randn(1_000_000)).to(dtype))
+        start = w.detach().clone()
+        opt = SAM(SGD([w], lr=0.1), rho=0.05)
+        w.grad = torch.randn(1_000_000).to(dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with opt.perturbed():
+                moved[dtype] = float((w != start).float().mean())
+    assert moved[torch.float32] > 0.99
+    assert moved[torch.bfloat16] == pytest.approx(1 / 3, abs=0.03)
 
 
 def test_one_warning_where_nobody_ever_perturbs() -> None:

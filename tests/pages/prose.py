@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Any
 
 from tests import rendered
@@ -77,7 +78,10 @@ def _output_text(output: Any) -> str:
 
 
 def computed(page: str) -> set[str]:
-    """Decimals in the code of the page's cells and in what they printed."""
+    """Decimals in the code of the page's cells and in what they printed.
+
+    A number that a cell asserts with ``says`` may stand in the prose with fewer digits.
+    """
     if page not in rendered.NOTEBOOKS:
         return set()
     texts: list[str] = []
@@ -85,4 +89,9 @@ def computed(page: str) -> set[str]:
         if cell.cell_type == "code":
             texts += [cell.source, *(_output_text(output) for output in cell.outputs)]
     joined = "\n".join(texts).replace("_", "")
-    return set(re.findall(r"(?<![\d.])\d+\.\d{2,}(?!\.?\d)", joined))
+    found = set(re.findall(r"(?<![\d.])\d+\.\d{2,}(?!\.?\d)", joined))
+    asserted = re.findall(r"says\(.*[\"'][-\N{MINUS SIGN}]?(\d+\.\d{3,})[\"']\)", joined)
+    for number in asserted:
+        exact = Decimal(number)
+        found |= {str(round(exact, digits)) for digits in range(2, -int(exact.as_tuple().exponent))}
+    return found

@@ -272,7 +272,7 @@ def test_two_bundles_share_a_page() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_figure_is_small_and_its_names_are_lower_case(kind: str) -> None:
     source = (FOLDER / f"{kind}.js").read_text(encoding="utf-8")
-    assert len(source.encode()) < 9000
+    assert len(source.encode()) < 10_000
     names = in_node(f"print(liveFigures['{kind}'].figure.controls.map(c => c.name));", (kind,))
     assert all(re.fullmatch("[a-z][a-z0-9]*", name) for name in names)  # attributes of HTML know no capitals
     assert len(set(names)) == len(names)

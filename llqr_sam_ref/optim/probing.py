@@ -1,0 +1,226 @@
+"""What a refit asks of a probe batch: gradients of micro-batches, and curvature products, on one worker or many."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.optim.blocks import Vector
+from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
+from llqr_sam_ref.optim.linearize import Linearization
+from llqr_sam_ref.optim.probe import batch_gradients, sampled_gradients
+from llqr_sam_ref.optim.pure import PureModule, isolated
+from llqr_sam_ref.optim.sharded import sharded_gradients
+from llqr_sam_ref.optim.workers import Workers
+
+Cost = float | Float[Tensor, "d d"]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, every module's flag restored afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def draw_uniforms(seed: int, refit: int, shape: tuple[int, ...], workers: Workers) -> Float[Tensor, "n ..."]:
+    """This worker's rows of the uniforms of a refit: the same numbers however many workers share them.
+
+    Args:
+        seed: of the configuration.
+        refit: number of the refit.
+        shape: for this worker's examples.
+        workers: who shares the probe batch.
+
+    Returns:
+        Numbers in [0, 1), float64, on the host.
+    """
+    generator = torch.Generator().manual_seed(random.Random(f"{seed}, {refit}").getrandbits(63))
+    rows = shape[0]
+    drawn = torch.rand((rows * workers.count, *shape[1:]), generator=generator, dtype=torch.float64)
+    return drawn[rows * workers.rank : rows * (workers.rank + 1)]
+
+
+@dataclass
+class ProbeBatch:
+    """A probe batch at the present weights; with many workers, this one's share of it.
+
+    Args:
+        model: in evaluation mode.
+        loss_fn: called as loss_fn(outputs, targets).
+        likelihood: of the labels, if it is known.
+        inputs: a tensor, a tuple of positional or a mapping of keyword arguments of the model.
+        targets: labels, or None.
+        probes: k, micro-batches of the whole batch.
+        workers: who shares it.
+        sharded: whether gradients come out sharded, and thereby summed over the workers.
+
+    Raises:
+        ValueError: the workers' shares differ, or micro-batches do not partition them.
+    """
+
+    model: nn.Module
+    loss_fn: LossFn
+    likelihood: Likelihood | None
+    inputs: Any
+    targets: Any
+    probes: int
+    workers: Workers
+    sharded: bool = False
+
+    def __post_init__(self) -> None:
+        tensors = [leaf for leaf in pytree.tree_leaves(self.inputs) if isinstance(leaf, Tensor) and leaf.ndim]
+        self.examples = len(tensors[0]) if tensors else 0
+        device = next(self.model.parameters()).device
+        if self.workers.count > 1:
+            self.workers.check_equal("the number of probe examples", self.examples, device)
+        self.share = self.probes
+        if self.workers.count > 1 and self.probes > 1 and not self.sharded:
+            self.share, left = divmod(self.probes, self.workers.count)
+            if left:
+                raise ValueError(
+                    f"probes={self.probes} micro-batches cannot be shared by {self.workers.count} workers; choose a "
+                    "multiple, or 1."
+                )
+        if self.examples == 0 or self.examples % self.share:
+            raise ValueError(
+                f"inputs holds {self.examples} examples, which {self.share} micro-batches (probes={self.probes}) do "
+                "not divide; pass a multiple."
+            )
+        self._terms: float | None = None
+
+    @property
+    def own_reduction(self) -> str:
+        """Whether the loss is a mean or a sum: as its likelihood has it; a mean where that is not known."""
+        return "mean" if self.likelihood is None else self.likelihood.reduction
+
+    def output_shape(self) -> tuple[int, ...]:
+        """Of the model's outputs on this share, found on two examples.
+
+        Raises:
+            ValueError: the model cannot be evaluated on the batch.
+        """
+        few = min(2, self.examples)
+        pure = PureModule(self.model, torch.sum)
+        try:
+            with torch.no_grad(), isolated(pure.device):
+                point = pure.at(pytree.tree_map(lambda leaf: _first(leaf, few, self.examples), self.inputs), None)
+                shape = pure.forward(point.params, point.rest, point.layout)[0].shape
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(f"inputs do not fit the model: {error}") from error
+        return (shape[0] * self.examples // few, *shape[1:])
+
+    def terms(self, output_shape: tuple[int, ...] | None = None) -> float:
+        """The number of terms that this share's loss adds up; its examples where the likelihood is not known."""
+        if self.likelihood is None:
+            return float(self.examples)
+        shape = self.output_shape() if output_shape is None else output_shape
+        return float(self.likelihood.terms(torch.zeros((), dtype=torch.float64).expand(shape), self.targets))
+
+    def gradients(
+        self, probe_vector: str, uniforms: Callable[[tuple[int, ...]], Tensor]
+    ) -> tuple[Vector, float]:
+        """This worker's probes: gradients of the mean loss on its micro-batches.
+
+        Args:
+            probe_vector: against labels "sampled" from the model, or, "gradient", against the targets.
+            uniforms: what gives uniforms of a shape.
+
+        Returns:
+            Probes stacked along a first axis, by parameter name, and the number of terms in this share. A single
+            probe, and sharded ones, are those of the whole batch.
+
+        Raises:
+            ValueError: the batch does not fit, or gives gradients with NaN or Inf.
+        """
+        if probe_vector == "sampled" and self.likelihood is not None:
+            shape = self.output_shape()
+            terms, u = self.terms(shape), uniforms(self.likelihood.uniforms_shape(shape))
+            sample = sharded_gradients if self.sharded else sampled_gradients
+            V = sample(self.model, self.likelihood, self.inputs, self.targets, u, probes=self.share)
+        else:
+            terms = self.terms()
+            gradients = sharded_gradients if self.sharded else batch_gradients
+            V = gradients(self.model, self.loss_fn, self.inputs, self.targets, probes=self.share)
+            if self.own_reduction == "sum":
+                V = {name: tensor * (self.share / terms) for name, tensor in V.items()}
+        if self.probes == 1 and not self.sharded:
+            V = dict(zip(V, self.workers.mean(list(V.values())), strict=True))
+        bad = [name for name, tensor in V.items() if not bool(tensor.isfinite().all())]
+        if bad:
+            raise ValueError(
+                f"the probe batch gives a gradient with NaN or Inf in {bad[0]!r}; check its inputs, and lower the "
+                "learning rate if the weights have diverged."
+            )
+        return V, terms
+
+    def product(
+        self, config: LLQRConfig, linearization: Linearization, terms: float
+    ) -> Callable[[Vector], Vector]:
+        """The product v -> G v on the whole batch, the same on all workers.
+
+        Args:
+            config: which G, and in which units: of the mean loss, or times the number of terms.
+            linearization: at this share of the batch.
+            terms: in this share.
+
+        Returns:
+            A function of vectors of weights; parameters that a vector lacks do not move.
+        """
+        take = {"fisher": linearization.fisher, "gauss-newton": linearization.ggn, "newton": linearization.hessian}
+        divisor = terms if self.own_reduction == "sum" else 1.0
+        factor = (terms * self.workers.count if config.reduction == "sum" else 1.0) / divisor
+        still = {name: torch.zeros_like(g) for name, g in linearization.gradient().items()}
+
+        def multiply(v: Vector) -> Vector:
+            found = take[config.divergence]({**still, **v})
+            parts = self.workers.mean([found[name] for name in v])
+            return {name: factor * part for name, part in zip(v, parts, strict=True)}
+
+        return multiply
+
+
+def linearized(
+    known: Linearization | None, batch: ProbeBatch, states: Mapping[str, Cost]
+) -> Linearization:
+    """The model linearized on a probe batch: traced once for its shapes, evaluated anew at every refit.
+
+    Args:
+        known: the linearization of the last refit, if there is one.
+        batch: the probe batch.
+        states: costs on intermediate layers' states.
+
+    Returns:
+        ``known``, moved to the batch and the present weights, or a new one.
+    """
+    trainable = tuple(name for name, p in batch.model.named_parameters() if p.requires_grad)
+    if known is not None and known.names == trainable:
+        return known.relinearize(batch.inputs, batch.targets)
+    return Linearization(
+        batch.model,
+        batch.loss_fn,
+        batch.inputs,
+        batch.targets,
+        likelihood=batch.likelihood,
+        states=states,
+        state_reduction=batch.own_reduction,
+    )
+
+
+def _first(leaf: Any, count: int, examples: int) -> Any:
+    batched = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == examples
+    return leaf[:count] if batched else leaf

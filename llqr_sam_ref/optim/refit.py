@@ -1,0 +1,139 @@
+"""One refit of the learned preconditioner: from the probes to the new U, on one worker or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.optim.blocks import Vector
+from llqr_sam_ref.optim.distributed import sum_over_shards
+from llqr_sam_ref.optim.estimate import Estimator, average_gain, basis_due
+from llqr_sam_ref.optim.inner_loop import inner_loop
+from llqr_sam_ref.optim.stacks import Own, Stack
+from llqr_sam_ref.optim.structure import Factors
+from llqr_sam_ref.optim.workers import Workers
+
+SIGN_FLOOR = 1e-8
+
+
+def refit_closed_form(
+    stacks: list[Stack], V: Vector, scale: float, config: LLQRConfig, workers: Workers, own: Own
+) -> None:
+    """Update the curvature estimate and take its minimizer.
+
+    Args:
+        stacks: what is learned; changed in place.
+        V: this worker's probes, stacked along the first axis of each parameter's tensor.
+        scale: m, terms in a micro-batch (m n for a summed loss).
+        config: what LLQR does.
+        workers: who else has probes.
+        own: where counters are saved.
+    """
+    k = len(next(iter(V.values())))
+    probes = [stack.gather(V, (k,)) for stack in stacks]
+    draws = [basis_due(stack.refits + 1, config.basis_every) for stack in stacks]
+    turning = [(s, X) for s, X, draw in zip(stacks, probes, draws, strict=True) if draw and _estimator(s).sides]
+    samples = _each([_estimator(s).gram_samples(X, scale) for s, X in turning], workers.mean)
+    bases = []
+    for (stack, _), sample in zip(turning, samples, strict=True):
+        gain = average_gain(config.basis_ema, stack.bases_drawn + 1)
+        bases.append(_estimator(stack).update_grams(stack.kept, sample, gain))
+    for (stack, _), new in zip(turning, _each(bases, workers.of_first), strict=True):
+        _estimator(stack).turn(stack.kept, new)
+    found = [_estimator(s).sample(s.kept, X, scale) for s, X in zip(stacks, probes, strict=True)]
+    for stack, sample, draw in zip(stacks, workers.mean(found), draws, strict=True):
+        stack.kept["c"].lerp_(sample, average_gain(config.curvature_ema, stack.refits + 1))
+        stack.counted(stack.refits + 1, stack.bases_drawn + draw, own)
+    take_minimizer(stacks, config)
+
+
+def take_minimizer(stacks: list[Stack], config: LLQRConfig) -> None:
+    """U <- the minimizer at the present curvature; as it was where no curvature has been seen at all.
+
+    Args:
+        stacks: what is learned; the arrays of U are changed in place.
+        config: what LLQR does.
+    """
+    if config.damping_kind == "absolute":
+        mu = torch.tensor(config.damping, dtype=torch.float64)
+    else:
+        heads = [head for stack in stacks for head in stack.heads]
+        traces = [_estimator(stack).traces(stack.kept) for stack in stacks]
+        wide = torch.cat([trace.to(traces[0].device, torch.float64) for trace in traces])
+        size = sum(p.numel() for stack in stacks for block in stack.parameters for p in block)
+        mu = config.damping * sum_over_shards(wide, heads).sum() / size
+    seen = mu > 0
+    for stack in stacks:
+        damping = torch.where(seen, mu, 1.0).to(stack.device, stack.dtype)
+        for name, array in _estimator(stack).minimizer(stack.kept, damping).items():
+            stack.kept[name].copy_(torch.where(seen.to(stack.device), array, stack.kept[name]))
+
+
+def refit_inner_loop(
+    stacks: list[Stack], probes: Vector, product: Callable[[Vector], Vector], config: LLQRConfig, own: Own
+) -> None:
+    """Descend on the relaxed objective from the current U (or the identity), then average.
+
+    Args:
+        stacks: what is learned; changed in place.
+        probes: g_j, the same on all workers, stacked along the first axis of each parameter's tensor.
+        product: v -> G v on the learned parameters, the same on all workers.
+        config: what LLQR does.
+        own: where counters are saved.
+    """
+    k = len(next(iter(probes.values())))
+    loops = []
+    for stack in stacks:
+        start = stack.arrays
+        if not config.warm_start:
+            start = stack.structure.identity((len(stack.parameters),), stack.dtype, stack.device)
+        X = stack.gather(probes, (k,))
+        if k == 1:
+            loop = inner_loop(stack.structure, start, X[:, 0], momentum=config.inner_momentum, clip=config.clip)
+        else:
+            raise NotImplementedError
+        loops.append(loop)
+    for _ in range(config.inner_steps):
+        S = [loop.apply() for loop in loops]
+        GS = _products(stacks, S, product, k)
+        for loop, part, curved in zip(loops, S, GS, strict=True):
+            loop.step(curved + config.damping * part - loop.X, config.inner_lr)
+    guarded = config.structure in {"scalar", "diagonal"} and not config.positive and not config.allow_inversion
+    for stack, loop in zip(stacks, loops, strict=True):
+        arrays = loop.arrays(config.ema)
+        if not config.warm_start:  # the average is with U, not with where the loop began
+            arrays = {n: torch.lerp(a, stack.kept[n], config.ema) for n, a in loop.arrays().items()}
+        if guarded:
+            arrays = stack.structure.project(arrays, SIGN_FLOOR)
+        for name, array in arrays.items():
+            stack.kept[name].copy_(array)
+        stack.clip_hits = loop.clip_hits
+        stack.counted(stack.refits + 1, 0, own)
+
+
+def _products(
+    stacks: list[Stack], S: list[Tensor], product: Callable[[Vector], Vector], k: int
+) -> list[Tensor]:
+    """G S, stack by stack; S may have k probes along its second axis."""
+    found = []
+    for j in range(k):
+        s: Vector = {}
+        for stack, part in zip(stacks, S, strict=True):
+            s.update(stack.group.scatter(part if k == 1 else part[:, j]))
+        curved = product(s)
+        found.append([stack.gather(curved) for stack in stacks])
+    return found[0] if k == 1 else [torch.stack(parts, 1) for parts in zip(*found, strict=True)]
+
+
+def _estimator(stack: Stack) -> Estimator:
+    assert stack.estimator is not None
+    return stack.estimator
+
+
+def _each(dicts: list[Factors], communicate: Callable[[list[Tensor]], list[Tensor]]) -> list[Factors]:
+    """Communicate the tensors of several dicts in one message."""
+    received = iter(communicate([tensor for entries in dicts for tensor in entries.values()]))
+    return [{name: next(received) for name in entries} for entries in dicts]

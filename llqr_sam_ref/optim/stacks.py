@@ -1,0 +1,219 @@
+"""The learned preconditioner as the optimizer holds it: blocks of equal shape stacked, applied together.
+
+What is stored lies in the stacks; the entries of each parameter that checkpoints see are views of them, so that
+nothing is copied in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llqr_sam_ref.optim.blocks import Block, Group, Vector
+from llqr_sam_ref.optim.distributed import is_sharded, local_tensors
+from llqr_sam_ref.optim.estimate import Estimator
+from llqr_sam_ref.optim.structure import Factors, Structure
+
+Own = dict[Tensor, dict[str, Any]]
+COUNTS = ("refits", "bases_drawn")
+
+
+@dataclass
+class Stack:
+    """Blocks of equal structure, shape, precision, device and age.
+
+    Args:
+        group: the blocks and their structure.
+        parameters: the parameters of each block, in its order.
+        estimator: of the curvature (closed form); None with the inner loop.
+        kept: stored arrays of U, and the estimator's memory, each with the blocks along the first axis.
+        refits: how often these blocks were refitted.
+        bases_drawn: how often their bases were drawn.
+    """
+
+    group: Group
+    parameters: list[tuple[Tensor, ...]]
+    estimator: Estimator | None
+    kept: Factors
+    refits: int = 0
+    bases_drawn: int = 0
+    clip_hits: dict[str, Int[Tensor, " b"]] = field(default_factory=dict)
+
+    @property
+    def structure(self) -> Structure:
+        """Of every block."""
+        return self.group.structure
+
+    @property
+    def arrays(self) -> Factors:
+        """The stored arrays of U."""
+        return {name: self.kept[name] for name in self.structure.array_shapes()}
+
+    @property
+    def heads(self) -> list[Tensor]:
+        """The first parameter of each block: the one whose saved state holds the block's tensors."""
+        return [block[0] for block in self.parameters]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of everything kept: at least float32."""
+        return next(iter(self.kept.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of everything kept."""
+        return next(iter(self.kept.values())).device
+
+    def gather(self, vector: Vector, leading: tuple[int, ...] = ()) -> Float[Tensor, "b *leading *block"]:
+        """The stack of the blocks' entries in a vector of weights; zeros for parameters that it lacks."""
+        full = dict(vector)
+        for block in self.group.blocks:
+            for name, shape in zip(block.parameters, block.shapes, strict=True):
+                if name not in full:
+                    full[name] = torch.zeros((*leading, *shape), dtype=self.dtype, device=self.device)
+        return self.group.gather(full).to(self.dtype)
+
+    def apply(self, vector: Vector) -> Vector:
+        """U v on the blocks' parameters, as new tensors."""
+        return self.group.scatter(self.structure.apply(self.arrays, self.gather(vector)))
+
+    def counted(self, refits: int, bases_drawn: int, own: Own) -> None:
+        """Set the counters, here and where they are saved."""
+        self.refits, self.bases_drawn = refits, bases_drawn
+        for head in self.heads:
+            own[head].update(zip(COUNTS, (refits, bases_drawn), strict=True))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One block before it is stacked.
+
+    Args:
+        block: names, shapes, structure.
+        parameters: in the block's order.
+        closed: whether its U comes from an estimate of the curvature.
+    """
+
+    block: Block
+    parameters: tuple[Tensor, ...]
+    closed: bool
+
+    @property
+    def estimator(self) -> Estimator | None:
+        """Of the curvature."""
+        return Estimator(self.block.structure) if self.closed else None
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of all tensors that the block keeps on this rank."""
+        memory = Estimator(self.block.structure).shapes() if self.closed else {}
+        return {**self.block.structure.array_shapes(), **memory}
+
+    def saved_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The same in the parameter's saved state, where what is sharded has the parameter's shape."""
+        head, shapes = self.parameters[0], self.shapes()
+        return dict.fromkeys(shapes, tuple(head.shape)) if is_sharded(head) else shapes
+
+
+def make_stacks(parts: Iterable[Part], own: Own) -> list[Stack]:
+    """Stack blocks of equal kind, and make their entries in ``own`` views of the stacks.
+
+    Entries that are there keep their values; U = I and an empty memory for blocks without.
+
+    Args:
+        parts: the blocks.
+        own: entries by the first parameter of each block; changed.
+
+    Returns:
+        The stacks.
+    """
+    together: dict[Any, list[Part]] = {}
+    for part in parts:
+        head = part.parameters[0]
+        dtype = torch.promote_types(head.dtype, torch.float32)
+        age = tuple(own.get(head, {}).get(name, 0) for name in COUNTS)
+        together.setdefault((part.block.structure, dtype, head.device, age), []).append(part)
+    stacks = []
+    for (structure, dtype, device, age), members in together.items():
+        fresh = structure.identity((len(members),), dtype, device)
+        for name, shape in members[0].shapes().items():
+            fresh.setdefault(name, torch.zeros((len(members), *shape), dtype=dtype, device=device))
+        for row, part in enumerate(members):
+            head = part.parameters[0]
+            found = own.get(head, {})
+            for name, stacked in fresh.items():
+                if name in found:
+                    stacked[row].copy_(local_tensors([found[name]])[0].reshape(stacked[row].shape))
+            own[head] = {name: placed_as(stacked[row], head) for name, stacked in fresh.items()}
+        group = Group(structure, tuple(part.block for part in members))
+        stack = Stack(group, [part.parameters for part in members], members[0].estimator, fresh)
+        stack.counted(*age, own)
+        stacks.append(stack)
+    return stacks
+
+
+def placed_as(local: Tensor, parameter: Any) -> Tensor:
+    """This rank's part of a tensor, sharded as the parameter is, where it is.
+
+    Args:
+        local: what this rank holds.
+        parameter: the parameter that it belongs to.
+
+    Returns:
+        ``local`` itself for a whole parameter, else a tensor of its type; memory is shared.
+    """
+    if not is_sharded(parameter):
+        return local
+    placed: Tensor = type(parameter.data).from_local(
+        local.view(parameter.to_local().shape),
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return placed
+
+
+class Preconditioner:
+    """U over all parameters: the stacks, and the identity on everything else.
+
+    Args:
+        stacks: the learned blocks.
+        names: of all parameters that the model owns.
+    """
+
+    def __init__(self, stacks: Sequence[Stack], names: Mapping[Tensor, str]) -> None:
+        self.stacks = list(stacks)
+        self.names = {p: names[p] for stack in stacks for block in stack.parameters for p in block}
+
+    def learned(self, parameter: Tensor) -> bool:
+        """Whether U is learned on this parameter; elsewhere it is the identity."""
+        return parameter in self.names
+
+    def apply(self, vectors: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+        """U v.
+
+        Args:
+            vectors: v, local tensors of at least float32, one for each parameter.
+            parameters: of the optimizer; blocks of parameters that are not among them see zeros there.
+
+        Returns:
+            New tensors of the vectors' shapes; where U is the identity, the vectors themselves.
+        """
+        vector = {self.names[p]: v for p, v in zip(parameters, vectors, strict=True) if p in self.names}
+        found: Vector = {}
+        for stack in self.stacks:
+            if any(self.names[p] in vector for block in stack.parameters for p in block):
+                found.update(stack.apply(vector))
+        return [
+            found[self.names[p]].to(v.dtype) if p in self.names else v
+            for p, v in zip(parameters, vectors, strict=True)
+        ]
+
+    def vector(self, tensor_of: Callable[[Tensor], Tensor]) -> Vector:
+        """A vector of weights on the learned parameters."""
+        return {name: tensor_of(parameter) for parameter, name in self.names.items()}

@@ -1,0 +1,98 @@
+"""How long the step is once U has said where it goes, and what a base must be like to be asked for its update."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from llqr_sam_ref.optim.distributed import Tensors, inner_products
+
+
+def apply_rule(
+    rule: str, S: list[Tensor], v: Sequence[Tensor], parameters: Tensors, learned: Sequence[bool]
+) -> list[Tensor]:
+    """Give S = U v its length.
+
+    "rms": S sqrt(d)/|S| over all parameters together; "rms-per-tensor": each by itself; "graft": S |v|/|S|; "none":
+    S. Zero stays zero. Parameters whose U is the identity by request have other units: their root mean square is
+    their own.
+
+    Args:
+        rule: which.
+        S: preconditioned vector, local tensors of at least float32.
+        v: what U was applied to.
+        parameters: what they belong to.
+        learned: whether U is learned on each of them.
+
+    Returns:
+        The step, before the learning rate: new tensors.
+
+    Source: the book, chapter 21; grafting: Agarwal et al. 2020 (arXiv 2002.11803).
+    """
+    if rule == "none" or not S:
+        return S
+    squares = inner_products(S, S, parameters)
+    wanted = inner_products(v, v, parameters) if rule == "graft" else None
+    factors: list[Tensor | None] = [None] * len(S)
+    for together in _together(rule, learned):
+        present = squares[together].sum()
+        if wanted is None:
+            wish = torch.full_like(present, sum(parameters[i].numel() for i in together))
+        else:
+            wish = wanted[together].sum()
+        factor = torch.where(present > 0, (wish / present).sqrt(), 0.0)
+        for i in together:
+            factors[i] = factor
+    return [s * f.to(s.device, s.dtype) for s, f in zip(S, factors, strict=True) if f is not None]
+
+
+def _together(rule: str, learned: Sequence[bool]) -> list[list[int]]:
+    """Which parameters share a norm."""
+    if rule == "rms-per-tensor":
+        return [[i] for i in range(len(learned))]
+    parts = [[i for i, known in enumerate(learned) if known is kind] for kind in (True, False)]
+    return [part for part in parts if part]
+
+
+def reads_weights(base: Optimizer) -> bool:
+    """Whether the update of an optimizer depends on where the weights are, decay and learning rate apart.
+
+    A twin of the base takes two steps with the same gradients at zero and elsewhere. Adafactor's twin differs (its
+    steps are relative to the weights), SGD's and AdamW's do not.
+
+    Args:
+        base: the optimizer; it is not touched.
+
+    Returns:
+        True if the updates differ; False also where no twin can be built to tell.
+    """
+    group = base.param_groups[0]
+    known = inspect.signature(type(base)).parameters
+    options = {name: value for name, value in group.items() if name in known and name != "params"}
+    for name, value in {"lr": 1.0, "weight_decay": 0.0, "capturable": False, "fused": None}.items():
+        if name in options:
+            options[name] = value
+    updates = []
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for place in (0.0, 3.0):
+                torch.manual_seed(0)
+                w = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+                twin = type(base)([w], **options)
+                for turn in (1.0, -0.5):
+                    before = place * torch.linspace(-1, 2, 6, dtype=torch.float64).view(2, 3)
+                    w.detach().copy_(before)
+                    w.grad = turn * torch.linspace(-2, 1, 6, dtype=torch.float64).view(2, 3)
+                    twin.step()
+                updates.append(w.detach() - before)
+    except Exception:  # whatever a base of somebody else does when it is built from its group's entries
+        return False
+    gap = float((updates[0] - updates[1]).abs().max())
+    return math.isfinite(gap) and gap > 1e-9 * float(updates[0].abs().max())

@@ -1,0 +1,89 @@
+"""The processes that share a probe batch: who they are, and sums over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The ranks of a process group, in its order; one worker where torch.distributed is not in use.
+
+    Args:
+        group: the process group; None for the default one.
+        rank: of this worker.
+        count: how many there are.
+    """
+
+    group: Any = None
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def of(cls, group: Any = None) -> Workers:
+        """The ranks of a process group."""
+        if not dist.is_available() or not dist.is_initialized():
+            return cls()
+        return cls(group, dist.get_rank(group), dist.get_world_size(group))
+
+    def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The mean of every tensor over the workers, bitwise the same on all of them."""
+        if self.count == 1:
+            return list(tensors)
+
+        def average(flat: Tensor) -> None:
+            dist.all_reduce(flat, group=self.group)
+            flat.div_(self.count)
+
+        return _together(tensors, average)
+
+    def of_first(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors as the first worker has them."""
+        if self.count == 1:
+            return list(tensors)
+        source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+        return _together(tensors, lambda flat: dist.broadcast(flat, source, group=self.group))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all workers, joined along the first axis in the order of the workers."""
+        if self.count == 1:
+            return tensor
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.count)]
+        dist.all_gather(parts, tensor.contiguous(), group=self.group)
+        return torch.cat(parts)
+
+    def check_equal(self, what: str, value: int, device: torch.device) -> None:
+        """See that a number is the same on all workers.
+
+        Args:
+            what: its name.
+            value: here.
+            device: that the group communicates from.
+
+        Raises:
+            ValueError: it differs.
+        """
+        values = self.gather(torch.tensor([value], device=device)).tolist()
+        if len(set(values)) > 1:
+            raise ValueError(f"{what} differs between the workers: {values}; give all of them equal shares.")
+
+
+def _together(tensors: Sequence[Tensor], communicate: Callable[[Tensor], object]) -> list[Tensor]:
+    """One message for all tensors of a type and device."""
+    result = list(tensors)
+    alike: dict[object, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        alike.setdefault((tensor.dtype, tensor.device), []).append(index)
+    for indices in alike.values():
+        flat = torch.cat([tensors[i].reshape(-1) for i in indices])
+        communicate(flat)
+        parts = flat.split([tensors[i].numel() for i in indices])
+        for index, part in zip(indices, parts, strict=True):
+            result[index] = part.view(tensors[index].shape)
+    return result

@@ -1,0 +1,168 @@
+"""The PyTorch LLQR takes the steps of the NumPy one: 50 steps on a network, float64, 1e-10.
+
+Both draw labels from the same uniforms, and the exact version takes the eigenbases of the other: eigenvectors of equal
+eigenvalues, and signs, are free.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llqr_sam_ref.config import CHOICES, LLQRConfig
+from llqr_sam_ref.exact import llqr as exact
+from llqr_sam_ref.exact.closed_form import Bases
+from llqr_sam_ref.exact.curvature import fisher, hessian
+from llqr_sam_ref.exact.network import Network
+from llqr_sam_ref.exact.probes import micro_batch_gradients, sample_labels
+from llqr_sam_ref.exact.structures import STRUCTURES, Array
+from llqr_sam_ref.optim import LLQR, SAM
+from tests.optim._training import backward
+
+NET = Network((6, 5, 3))
+LAYERS = (((5, 6), (5,)), ((3, 5), (3,)))
+X = np.random.default_rng(1).standard_normal((16, 6))
+Y = np.random.default_rng(2).integers(0, 3, 16)
+W = NET.random_weights(np.random.default_rng(3))
+STEPS = 50
+
+
+def network(w: Array = W) -> nn.Sequential:
+    """The network in torch."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    nn.utils.vector_to_parameters(torch.from_numpy(w.copy()), model.parameters())
+    return model
+
+
+def softmax(logits: Array) -> Array:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def exact_refit(config: LLQRConfig, state: exact.State, uniforms: Array, opt: LLQR | None) -> exact.State:
+    """A refit of the exact version, with the bases of the other if that has any."""
+    w = state.w
+    sampled = config.probe_vector == "sampled"
+    labels = sample_labels(softmax(NET.states(w, X)[-1]), uniforms) if sampled else Y
+    probes = micro_batch_gradients(lambda x, y: NET.gradient(w, x, y), X, labels, config.probes)
+    if config.solver == "inner-loop":
+        curvature = hessian(NET, w, X, Y) if config.divergence == "newton" else fisher(NET, w, X)
+        return exact.refit(config, state, probes, len(X), curvature)
+    return exact.refit(config, state, probes, len(X), bases=bases_of(opt))
+
+
+def bases_of(opt: LLQR | None) -> list[Bases] | None:
+    if opt is None:
+        return None
+    found: list[Bases] = []
+    for p in opt.param_groups[0]["params"]:
+        own = opt.own[p]
+        psi, phi = (own[name].numpy().copy() if name in own else None for name in ("E_Psi", "E_Phi"))
+        found.append((psi, phi))
+    return found
+
+
+def compare(config: LLQRConfig, rho: float = 0.0, nesterov: bool = True, wd: float = 0.0, lr: float = 0.01) -> None:
+    """Run both and compare weights and preconditioned gradients at every step."""
+    rng = np.random.default_rng(4)
+    model, loss_fn = network(), nn.CrossEntropyLoss()
+    sgd = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=nesterov, weight_decay=wd)
+    llqr = LLQR(sgd, model, loss_fn, config)
+    opt: Any = SAM(llqr, rho) if rho else llqr
+    state = exact.start(config, W, LAYERS)
+    x, y = torch.from_numpy(X), torch.from_numpy(Y)
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        return backward(loss_fn(model(x), y))
+
+    for _ in range(STEPS):
+        assert llqr.refit_due == exact.refit_due(config, state)
+        if llqr.refit_due:
+            uniforms = rng.random(len(X))
+            llqr.refit(x, y, uniforms=torch.from_numpy(uniforms))
+            state = exact_refit(config, state, uniforms, llqr)
+        g = NET.gradient(state.w, X, Y)
+        closure()
+        found = nn.utils.parameters_to_vector([t for t in llqr.preconditioned_gradients() if t is not None])
+        np.testing.assert_allclose(found.numpy(), state.U.apply(g), rtol=1e-9, atol=1e-10)
+        if rho:
+            g = NET.gradient(state.w + exact.perturbation(state.U, g, rho), X, Y)
+        state = exact.update(config, state, g, lr, exact.HeavyBall(0.9, nesterov, wd))
+        opt.step(closure)
+        got = nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
+        np.testing.assert_allclose(got, state.w, rtol=1e-10, atol=1e-10)
+    assert np.abs(state.w - W).max() > 0.1
+    assert np.abs(state.U.to_dense() - np.eye(W.size)).max() > 1e-2
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_default(structure: str, rho: float) -> None:
+    compare(LLQRConfig(structure=structure, every=3, probes=4), rho)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+@pytest.mark.parametrize("divergence", ["fisher", "newton"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_published(structure: str, divergence: str, rho: float) -> None:
+    config = LLQRConfig.published(structure=structure, divergence=divergence, every=7, inner_lr=5e-3)
+    compare(config, rho, nesterov=False, lr=0.1)
+
+
+CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "summed": ({"reduction": "sum"}, {}),
+    "absolute damping": ({"damping_kind": "absolute", "damping": 0.1}, {}),
+    "absolute damping, summed": ({"damping_kind": "absolute", "damping": 0.1, "reduction": "sum"}, {}),
+    "gradient probes": ({"probe_vector": "gradient"}, {}),
+    "one probe": ({"probes": 1}, {}),
+    "every example a probe": ({"probes": 16}, {}),
+    "on the gradient": ({"acts_on": "gradient"}, {"wd": 0.01}),
+    "per tensor": ({"step_rule": "rms-per-tensor"}, {}),
+    "grafted": ({"step_rule": "graft"}, {"lr": 0.1}),
+    "no rule": ({"step_rule": "none", "damping": 1.0}, {"lr": 0.01}),
+    "decay": ({}, {"wd": 0.5}),
+    "heavy ball": ({}, {"nesterov": False}),
+    "narrow": ({"max_side": 5}, {}),
+    "no sides": ({"max_side": 0}, {}),
+    "separable, narrow": ({"structure": "separable-ekfac", "max_side": 5}, {}),
+    "bases always": ({"basis_every": 1, "basis_ema": 0.0, "curvature_ema": 0.0}, {}),
+}
+
+
+@pytest.mark.parametrize(("settings", "options"), CHANGED.values(), ids=CHANGED)
+def test_the_default_with_one_thing_changed(settings: dict[str, Any], options: dict[str, Any]) -> None:
+    compare(LLQRConfig(**{"every": 3, "probes": 4, **settings}), **options)
+
+
+FREE: dict[str, dict[str, Any]] = {
+    "positive": {"positive": True, "damping": 0.1},
+    "cold": {"warm_start": False, "ema": 0.5},
+    "no clip": {"clip": None, "reduction": "mean"},
+    "tight clip": {"clip": 0.01},
+    "sampled": {"probe_vector": "sampled"},
+    "four probes": {"probes": 4},
+    "four sampled probes, positive": {"probes": 4, "probe_vector": "sampled", "positive": True},
+    "on the update": {"acts_on": "update", "step_rule": "rms"},
+}
+
+
+@pytest.mark.parametrize("settings", FREE.values(), ids=FREE)
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "ekfac"])
+def test_the_published_with_one_thing_changed(structure: str, settings: dict[str, Any]) -> None:
+    config = LLQRConfig.published(structure=structure, **{"every": 7, "inner_lr": 5e-3, **settings})
+    compare(config, nesterov=False, lr=0.01 if config.acts_on == "update" else 0.1)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_gauss_newton_is_fisher_for_this_loss(structure: str) -> None:
+    """Softmax and cross-entropy: the two matrices are one."""
+    compare(LLQRConfig.published(structure=structure, divergence="gauss-newton", every=7), nesterov=False, lr=0.1)
+
+
+def test_both_know_the_same_structures() -> None:
+    assert CHOICES["structure"] == tuple(STRUCTURES)
