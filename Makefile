@@ -9,12 +9,13 @@ export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: book test lab lint clean help
+.PHONY: book test lab lint bench clean help
 
 help:
 	@echo "make book   execute and render the book into _build/html"
 	@echo "make test   run every test, the built site included"
 	@echo "make lint   ruff and the type checker"
+	@echo "make bench  measure what the methods cost, beside a plain loop and a peer (half an hour)"
 	@echo "make lab    open the chapters in JupyterLab"
 	@echo "make clean  remove _build and caches (keeps .venv)"
 
@@ -36,8 +37,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(READY)
+	$(BIN)/python -m book.experiments.bench
+
 lab: $(READY)
-	$(BIN)/jupyter lab book
+	PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab book
 
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

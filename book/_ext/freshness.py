@@ -17,7 +17,7 @@ from sphinx.application import ENV_PICKLE_FILENAME, Sphinx
 from sphinx.config import Config
 
 # What an executed cell can see besides its own code.
-INPUTS = ("llqr_sam_ref/**/*.py", "book/results/**/*.json", "requirements.txt")
+INPUTS = ("llqr_sam_ref/**/*.py", "book/experiments/**/*.py", "book/results/**/*.json", "requirements.txt")
 
 
 def source_key(root: Path) -> str:

@@ -1,10 +1,10 @@
 """Digits with 400 of 1000 labels wrong: SGD and SAM, tuned alike.
 
-    python -m book.experiments.digits_noise          writes book/results/digits_noise.json, in minutes on one core
+    python -m book.experiments.digits_noise      writes book/results/digits_noise.json, in minutes on one core
 
-Each method gets a grid of 48 settings and the same five tuning seeds; the setting with the best mean accuracy on
-the validation set (whose labels are right) is then run with ten fresh seeds, and so is one untuned setting. A
-seed decides the initial weights, which labels are wrong, and the order of the batches; the split is fixed.
+Each method gets a grid of 48 settings and the same five tuning seeds; the setting with the best mean accuracy
+on the validation set (whose labels are right) is then run with ten fresh seeds; so is one untuned setting.
+A seed decides the initial weights, which labels are wrong, and the order of the batches; the split is fixed.
 All runs of a list train at once, along a leading axis: the arithmetic is that of ``llqr_sam_ref.SAM`` around
 ``torch.optim.SGD``, run by run, which the chapter and tests/experiments check.
 """
@@ -68,9 +68,13 @@ def splits() -> tuple[Data, Data, Data]:
     """Training, validation and test set, all labels right."""
     inputs, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    parts = order.split([TRAIN, VALIDATION, len(labels) - TRAIN - VALIDATION])
-    first, second, third = (Data(inputs[part] / 16.0, labels[part]) for part in parts)
-    return first, second, third
+    inputs, labels = inputs[order] / 16.0, labels[order]
+    test = TRAIN + VALIDATION
+    return (
+        Data(inputs[:TRAIN], labels[:TRAIN]),
+        Data(inputs[TRAIN:test], labels[TRAIN:test]),
+        Data(inputs[test:], labels[test:]),
+    )
 
 
 def wrong_labels(labels: Tensor, seed: int) -> Tensor:
@@ -83,7 +87,7 @@ def wrong_labels(labels: Tensor, seed: int) -> Tensor:
 
 
 def batches(seed: int) -> Tensor:
-    """Indices of the training examples of every step, (STEPS, BATCH): epochs without their incomplete batch."""
+    """Indices of the training examples of every step, (STEPS, BATCH); an epoch has no incomplete batch."""
     generator = torch.Generator().manual_seed(seed)
     per_epoch = TRAIN // BATCH
     epochs = [
@@ -199,7 +203,7 @@ def train(runs: Sequence[tuple[Setting, int]], checkpoints: Sequence[int] = (), 
             w.sub_(over_runs(learning_rate(step) * lr, m) * m)
     guessed = outputs(weights, everything.inputs).argmax(2)
     wrong = labels != clean.labels
-    memorized = ((guessed == labels) & wrong).sum(1) / wrong.sum(1)
+    memorized = ((guessed == labels) & wrong).double().sum(1) / WRONG
     path = [torch.stack(column, 1) for column in zip(*measured, strict=True)] or [
         lr.new_zeros(len(runs), 0)
     ] * 3

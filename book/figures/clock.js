@@ -99,7 +99,7 @@ export const figure = {
       left,
       90,
       Number.isFinite(memory)
-        ? `memory ${fmt(memory)} steps: ${memory > run ? "longer than the run" : `${fmt(run / memory, 3)} memories in the run`}`
+        ? `memory ${fmt(memory, 3)} steps: ${memory > run ? "outlasts the run" : `${fmt(run / memory, 3)} in a run`}`
         : "memory without end: U is frozen",
       { weight: memory > run ? 600 : undefined },
     );

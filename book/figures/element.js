@@ -51,8 +51,9 @@ export const element = figures =>
         this.build();
         if (this.getAttribute("autoplay") === "yes" && !still()) this.whenSeen(() => this.play(this.figure.plays[0]));
       };
-      if (this.figure.slow) this.whenSeen(() => setTimeout(run));
-      else run(); // a slow first computation waits until it is looked at
+      if (this.figure.slow)
+        setTimeout(run, 30); // until a long first computation is done the built-in picture stands
+      else run();
     }
 
     whenSeen(then) {

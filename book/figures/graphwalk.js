@@ -117,7 +117,7 @@ export const figure = {
       s.text(
         left,
         ground + 40,
-        `the map, height removed; shadows ${fmt(Math.abs(sam - x), 3)} and ${fmt(Math.abs(monge - x), 3)}`,
+        `${narrow ? "" : "the map, height removed; "}shadows ${fmt(Math.abs(sam - x), 3)} and ${fmt(Math.abs(monge - x), 3)}`,
         { size: 12 },
       );
     }

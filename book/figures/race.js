@@ -55,6 +55,7 @@ const PAIRS = { pair: ["sam", "monge"], rest: ["gd", "clip"] };
 
 export const figure = {
   title: "Same rho, same radius, or same start?",
+  slow: true,
   controls: [
     { name: "w0", label: "start w₀", min: -3, max: 3, step: 0.05, value: -1.5 },
     { name: "w1", label: "start w₁", min: -3, max: 3, step: 0.05, value: 0.5 },

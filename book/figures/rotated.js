@@ -31,7 +31,7 @@ export const figure = {
     { name: "theta", label: "angle θ", min: 0, max: 90, step: 1, value: 30, words: v => `${fmt(v)}°` },
     { name: "k", label: "stiffness k", min: 1, max: 100, log: true, value: 10 },
   ],
-  height: (W, narrow) => (narrow ? W * 1.25 : 360),
+  height: (W, narrow) => (narrow ? W / 3 + 332 : 360),
   calls: ({ theta, k }) => [["rotated", { theta, k }]],
 
   draw(s, { k, narrow }, { H, scalar, diagonal, dense }) {

@@ -59,7 +59,12 @@ export const figure = {
       );
       if (far[0]) s.arrow([a + 16, y], [a, y], "ink", { width: 1 });
       if (far[1]) s.arrow([b - 16, y], [b, y], "ink", { width: 1 });
-      s.text(p.box[0], y + 20, `${words}: ${fmt(lo)} to ${fmt(hi)}${far[0] || far[1] ? ", off the page" : ""}`, { size: 12 });
+      s.text(
+        p.box[0],
+        y + 20,
+        `${words}: ${fmt(lo, narrow ? 3 : 4)} to ${fmt(hi, narrow ? 3 : 4)}${!narrow && (far[0] || far[1]) ? ", off the page" : ""}`,
+        { size: 12 },
+      );
       return [sig(lo), sig(hi)];
     };
     const y = H - 92,

@@ -60,7 +60,7 @@ export const figure = {
     const all = !narrow || steps,
       reach = Math.max(0.1, rho, all ? Math.min(1.6, Math.max(norm(add(next, w, -1)), norm(add(plain, w, -1)))) : 0) * 1.15;
     const half = [0.15, 0.3, 0.6, 1.2, 2.4].find(v => v >= reach) ?? 2.4; // the loupe changes its power in steps
-    const small = narrow ? 128 : 236,
+    const small = narrow ? Math.min(128, W * 0.36) : 236,
       map = s.plot([narrow ? 18 : 30, narrow ? 8 : 14, small, small], [-3, 3], [-3, 3], {
         ticks: narrow ? [0, 0] : [4, 4],
         grid: false,
@@ -102,13 +102,13 @@ export const figure = {
     }
     z.mark("disc", w, { r: 5.5 }).label(w, "*w*", { side: "w" });
 
-    const x = narrow ? 162 : 30,
+    const x = narrow ? small + 32 : 30,
       y = narrow ? 26 : 300,
       gap = narrow ? 24 : 25;
     const rows = [
       ["loss here", L],
-      ["at the neighbor", Lp],
-      ["straight-line guess", linear],
+      [narrow ? "neighbor" : "at the neighbor", Lp],
+      [narrow ? "straight line" : "straight-line guess", linear],
       ["true worst", worst],
       ["slope ‖*g*‖", norm(g)],
     ];

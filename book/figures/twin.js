@@ -126,7 +126,7 @@ export const figure = {
     // Every minimum on logarithmic axes is a straight line, and the handle runs along it.
     const right = narrow ? 16 : 476,
       top = narrow ? W + 8 : 30,
-      size = narrow ? 118 : 150;
+      size = narrow ? W * 0.34 : 150;
     const m = s.plot([right + (narrow ? 0 : 22), top, size, size], [0.7, 28, true], [0.036, 1.4, true], {
       ticks: narrow ? [0, 0] : [3, 3],
       grid: false,
@@ -134,7 +134,7 @@ export const figure = {
       xlabel: narrow ? undefined : "all minima (log axes)",
     });
     m.line(hyperbola(0.72, 27), "ink", { width: 2 }).mark("disc", w, { r: 5 }).handle(["a", null], w, "first weight a");
-    const bx = narrow ? 156 : 476,
+    const bx = narrow ? W * 0.34 + 34 : 476,
       by = narrow ? top + 8 : 258,
       room = narrow ? W - bx - 14 : 230;
     [

@@ -80,7 +80,7 @@ export const figure = {
   variants: { stage: ["full", "network"] }, // "network" (chapter 14): forward and backward pass only
   plays: [
     {
-      label: "Sweep back and forth",
+      label: "Forth and back",
       run: ({ stage }) =>
         stage === "full" ? { name: "sweep", from: 0, to: 4, seconds: 4 } : { name: "pass", from: 0, to: 1, seconds: 1.5 },
     },
@@ -173,7 +173,9 @@ export const figure = {
     } else if (pass >= 1)
       s.text(left - 12, y + 90, "slope = price behind it × number before it:", { size: 12 })
         .text(left - 12, y + 112, `*g*₀ = *x*₀ λ₁ = ${short(g[0])},  *g*₁ = *x*₁ λ₂ = ${short(g[1])}`, { size: 12 })
-        .text(left - 12, y + 144, `curvature: *M*₁ = λ₂ = ${short(lambda[1])}, and *Q*₂ = 2 at the end`, { size: 12 });
+        .text(left - 12, y + 144, `curvature: *M*₁ = λ₂ = ${short(lambda[1])}, *Q*₂ = 2${narrow ? "" : " at the end"}`, {
+          size: 12,
+        });
 
     const side = narrow ? W - 40 : 316,
       box = narrow ? [28, full ? 346 : 254, side, side] : [W - side - 12, 22, side, side];

@@ -101,9 +101,12 @@ class PlainLoop(InnerLoop):
             Z: (G + mu I) S - X.
             lr: eta_U.
         """
-        batch = self.X.ndim - len(self.structure.shape)
-        for name, gradient in self.structure.pullback(self._current, self.X, Z).items():
+        self._descend(self.structure.pullback(self._current, self.X, Z), lr)
+
+    def _descend(self, gradients: Factors, lr: float) -> None:
+        for name, gradient in gradients.items():
             gradient = _finite(gradient)
+            batch = self.clip_hits[name].ndim
             scale = self._scale(name, gradient.square().flatten(batch).sum(-1))
             self._velocity[name].mul_(self.momentum).add_(gradient * _over(scale, gradient))
             self._current[name].sub_(self._velocity[name], alpha=lr)
@@ -111,6 +114,46 @@ class PlainLoop(InnerLoop):
     def arrays(self, ema: float = 0.0) -> Factors:
         """New arrays, each ema * start + (1 - ema) * current."""
         return {name: torch.lerp(self._current[name], start, ema) for name, start in self.start.items()}
+
+
+class AveragedLoop(PlainLoop):
+    """The loop on the mean of the objective over k probes, which X, S and Z have along their second axis.
+
+    Args:
+        structure: of the blocks.
+        arrays: stored arrays at the start, blocks along the first axis.
+        X: the probe gradients (b, k, ...).
+        momentum: beta, heavy ball.
+        clip: largest Frobenius norm of an array's gradient, after averaging; None for no clip.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        arrays: Factors,
+        X: Tensor,
+        momentum: float = 0.9,
+        clip: float | None = 5.0,
+    ) -> None:
+        super().__init__(structure, arrays, X[:, 0], momentum, clip)
+        self.X = X
+
+    def apply(self) -> Float[Tensor, "b k *shape"]:
+        """S = U X for every probe."""
+        return self.structure.apply(self._for_each_probe(), self.X)
+
+    def step(self, Z: Float[Tensor, "b k *shape"], lr: float) -> None:
+        """Pull back, average over the probes, clip, heavy ball.
+
+        Args:
+            Z: (G + mu I) S - X for every probe.
+            lr: eta_U.
+        """
+        gradients = self.structure.pullback(self._for_each_probe(), self.X, Z)
+        self._descend({name: gradient.mean(1) for name, gradient in gradients.items()}, lr)
+
+    def _for_each_probe(self) -> Factors:
+        return {name: array.unsqueeze(1) for name, array in self._current.items()}
 
 
 class KroneckerLoop(InnerLoop):

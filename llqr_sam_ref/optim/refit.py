@@ -11,7 +11,7 @@ from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim.blocks import Vector
 from llqr_sam_ref.optim.distributed import sum_over_shards
 from llqr_sam_ref.optim.estimate import Estimator, average_gain, basis_due
-from llqr_sam_ref.optim.inner_loop import inner_loop
+from llqr_sam_ref.optim.inner_loop import AveragedLoop, inner_loop
 from llqr_sam_ref.optim.stacks import Own, Stack
 from llqr_sam_ref.optim.structure import Factors
 from llqr_sam_ref.optim.workers import Workers
@@ -91,11 +91,8 @@ def refit_inner_loop(
         if not config.warm_start:
             start = stack.structure.identity((len(stack.parameters),), stack.dtype, stack.device)
         X = stack.gather(probes, (k,))
-        if k == 1:
-            loop = inner_loop(stack.structure, start, X[:, 0], momentum=config.inner_momentum, clip=config.clip)
-        else:
-            raise NotImplementedError
-        loops.append(loop)
+        make, probe = (inner_loop, X[:, 0]) if k == 1 else (AveragedLoop, X)
+        loops.append(make(stack.structure, start, probe, momentum=config.inner_momentum, clip=config.clip))
     for _ in range(config.inner_steps):
         S = [loop.apply() for loop in loops]
         GS = _products(stacks, S, product, k)

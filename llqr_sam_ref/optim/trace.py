@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -19,6 +20,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 Tensors = Sequence[Tensor]
 VALUES = -1  # what a node that depends on the primals alone belongs to; maps are numbered from 0
+
+
+def _zeros(size: Sequence[int], **options: Any) -> Tensor:
+    return torch.zeros(size, **{name: options.get(name) for name in ("dtype", "layout", "device")})
+
+
+# Forward mode stands zero tangents in by tensors without storage, and under tracing some operations on those crash.
+PLAIN_ZEROS = {torch.ops.aten._efficientzerotensor.default: _zeros}
 
 
 class UntraceableError(RuntimeError):
@@ -56,10 +65,12 @@ class SplitFunction:
             with torch.no_grad(), warnings.catch_warnings():
                 # torch compiles its own forward-mode rules on first use, with a function it deprecates
                 warnings.filterwarnings("ignore", r".*torch\.jit\.script", DeprecationWarning)
-                traced = make_fx(functionalize(flat))(*arguments)
+                traced = make_fx(functionalize(flat), decomposition_table=PLAIN_ZEROS)(*arguments)
         except Exception as error:  # whatever a module's forward can raise under tracing
             raise UntraceableError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
         _simplify(traced.graph)
+        self._strides = [tensor.stride() for tensor in arguments]
+        self._starts = [sum(counts[:index]) for index in range(len(counts))]
         self._split(traced, counts, sizes)
 
     def _split(self, traced: fx.GraphModule, counts: Sequence[int], sizes: Sequence[int]) -> None:
@@ -102,7 +113,7 @@ class SplitFunction:
         Returns:
             The values, and the residuals that ``map`` takes.
         """
-        results = self._setup(*primals)
+        results = self._setup(*self._laid_out(primals, 0))
         return list(results[: self._values]), list(results[self._values :])
 
     def map(self, index: int, residuals: Tensors, tangent: Tensors) -> list[Tensor]:
@@ -117,7 +128,17 @@ class SplitFunction:
             The outputs linear in it.
         """
         part, used = self._maps[index]
-        return list(part(*(residuals[position] for position in used), *tangent))
+        return list(part(*(residuals[position] for position in used), *self._laid_out(tangent, index + 1)))
+
+    def _laid_out(self, tensors: Tensors, argument: int) -> list[Tensor]:
+        """The tensors with the strides they had when the graphs were traced: views depend on them."""
+        strides = self._strides[self._starts[argument] :]
+        return [
+            t
+            if t.stride() == stride
+            else torch.empty_strided(t.shape, stride, dtype=t.dtype, device=t.device).copy_(t)
+            for t, stride in zip(tensors, strides, strict=False)
+        ]
 
 
 def _owners(graph: fx.Graph, counts: Sequence[int]) -> dict[fx.Node, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call, jacrev
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,7 +23,10 @@ BACKENDS = ("traced", "kept")
 
 
 class Dense:
-    """Jacobian, Hessian and gradient of one case as matrices over the flat vector of trainable weights."""
+    """Jacobian, Hessian and gradient of one case as matrices over the flat vector of trainable weights.
+
+    Row by row: torch's batched derivatives of layer norm are wrong in the scale (second order, 2.13).
+    """
 
     def __init__(self, module: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: Tensor) -> None:
         trainable = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
@@ -40,10 +44,10 @@ class Dense:
         torch.backends.mha.set_fastpath_enabled(False)
         with sdpa_kernel(SDPBackend.MATH):
             z = outputs(w)
-            self.J: Tensor = jacrev(outputs)(w).reshape(z.numel(), -1)
-            self.Q: Tensor = jacrev(jacrev(lambda z: loss_fn(z, y)))(z).reshape(z.numel(), -1)
-            self.H: Tensor = jacrev(jacrev(loss))(w)
-            self.g: Tensor = jacrev(loss)(w)
+            self.J = jacobian(outputs, w).reshape(z.numel(), -1)
+            self.Q = hessian(lambda z: loss_fn(z, y), z).reshape(z.numel(), -1)
+            self.H = hessian(loss, w)
+            self.g = jacobian(loss, w)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
@@ -71,14 +75,13 @@ def test_products_equal_dense_matrices(truth: tuple[Case, Dense], backend: str) 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_moving_to_new_weights_equals_a_fresh_set_up_and_traces_nothing(
-    truth: tuple[Case, Dense], backend: str
-) -> None:
-    module, loss_fn, x, y = copy.deepcopy(truth[0])
+@pytest.mark.parametrize("name", ["residual block, batch norm", "tied, ignored labels"])
+def test_moving_to_new_weights_equals_a_fresh_set_up_and_traces_nothing(name: str, backend: str) -> None:
+    module, loss_fn, x, y = case(name)
     lin = Linearization(module, loss_fn, x, y, backend=backend)
     v = random_vector(module)
     lin.hessian(v)
-    traces = lin.traces
+    before, traces = flat(lin.ggn(v)), lin.traces
     with torch.no_grad():
         for tensor in (*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())):
             tensor.mul_(1.1).add_(0.01)
@@ -91,7 +94,7 @@ def test_moving_to_new_weights_equals_a_fresh_set_up_and_traces_nothing(
     assert torch.equal(lin.outputs, fresh.outputs)
     assert torch.equal(lin.loss, fresh.loss)
     assert lin.traces == traces
-    assert relative_error(flat(lin.ggn(v)), flat(Linearization(*truth[0]).ggn(v))) > 1e-3
+    assert relative_error(flat(lin.ggn(v)), before) > 1e-3
 
 
 def test_other_shapes_are_traced_once_each() -> None:

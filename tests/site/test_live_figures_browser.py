@@ -20,6 +20,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Figu
 <meta name="viewport" content="width=device-width"><style>
 body {{ margin: 0 auto; padding: 12px; max-width: 720px; font: 17px/1.5 system-ui, sans-serif; }}
 body {{ color: #222832; background: white; }}
+@media (max-width: 480px) {{ body {{ padding: 12px 32px; }} }}
 html[data-theme=dark] {{ --method-sam: #cc2909; }}
 {style}</style><script defer src="live.js"></script></head>
 <body><main><h1>Figures</h1>{figures}</main></body></html>"""

@@ -1,0 +1,402 @@
+"""What the methods cost, as ratios measured in one process: the table of `make bench`.
+
+    python -m book.experiments.bench                 writes book/results/bench.json; half an hour on one core
+    python -m book.experiments.bench --quick         small sizes: shows that it runs, its ratios mean nothing
+
+Every ratio is one of medians over interleaved repeats after a warm-up, one thread. Both clocks are kept; on a CPU
+the process's own time counts, because it does not depend on who else uses the cores. What happens every K steps is
+amortized by arithmetic: (step + refit/K) over the step of the base, step and refit measured apart.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_optimizer
+import torch
+import tyro
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD, Optimizer
+
+from book.experiments.store import RESULTS, store
+from book.experiments.timing import Claim, Share, Stopwatch, Work, row, table
+from llqr_sam_ref import LLQR, SAM, LLQRConfig, Monge, frozen_batch_stats
+from llqr_sam_ref.config import CHOICES
+from llqr_sam_ref.exact import lqr
+from llqr_sam_ref.nets.resnet import BasicBlock, ResNet, resnet18
+from llqr_sam_ref.optim.blocks import Vector, make_blocks
+from llqr_sam_ref.optim.linearize import Linearization
+from llqr_sam_ref.optim.refit import refit_inner_loop
+from llqr_sam_ref.optim.stacks import Part, make_stacks
+
+Batch = tuple[Tensor, Tensor]
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Command line of the benchmark.
+
+    Args:
+        quick: small sizes and few repeats.
+        device: "cpu", "cuda", ...
+        folder: where bench.json goes.
+    """
+
+    quick: bool = False
+    device: str = "cpu"
+    folder: Path = RESULTS
+
+    @property
+    def rounds(self) -> int:
+        """Repeats of what is cheap."""
+        return 2 if self.quick else 7
+
+    def model(self) -> ResNet:
+        """ResNet-18 with the stem for small images; a miniature of it when quick."""
+        torch.manual_seed(0)
+        model = ResNet(BasicBlock, (1, 1), width=8) if self.quick else resnet18()
+        return model.to(self.device)
+
+    def batch(self, size: int) -> Batch:
+        """Random images and labels."""
+        size, side = (8, 8) if self.quick else (size, 32)
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(size, 3, side, side, generator=generator)
+        y = torch.randint(10, (size,), generator=generator)
+        return x.to(self.device), y.to(self.device)
+
+    @property
+    def inner_steps(self) -> int:
+        """Of a refit by the inner loop."""
+        return 2 if self.quick else 50
+
+
+def backward(opt: Optimizer, model: nn.Module, batch: Batch) -> None:
+    """One forward and backward pass."""
+    opt.zero_grad()
+    cross_entropy(model(batch[0]), batch[1]).backward()
+
+
+def training_step(opt: Optimizer, model: nn.Module, batch: Batch) -> Work:
+    """One step of the plain loop, or of the loop with two passes."""
+
+    def work() -> None:
+        backward(opt, model, batch)
+        if isinstance(opt, SAM):
+            with opt.perturbed(), frozen_batch_stats(model):
+                backward(opt, model, batch)
+        opt.step()
+
+    return work
+
+
+def step_of(options: Options, batch: Batch, wrap: Callable[[Optimizer, nn.Module], Optimizer]) -> Work:
+    """A training step of a wrapped SGD with momentum on a model of its own."""
+    model = options.model()
+    return training_step(wrap(sgd(model), model), model, batch)
+
+
+def sgd(model: nn.Module) -> Optimizer:
+    """The base of everything."""
+    return SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+
+def peer_step(options: Options, batch: Batch) -> Work:
+    """A step of pytorch_optimizer's SAM, by its own two calls."""
+    model = options.model()
+    opt: Any = pytorch_optimizer.SAM(model.parameters(), SGD, rho=0.05, lr=1e-3, momentum=0.9)
+
+    def work() -> None:
+        backward(opt, model, batch)
+        opt.first_step(zero_grad=True)
+        cross_entropy(model(batch[0]), batch[1]).backward()
+        opt.second_step()
+
+    return work
+
+
+def sam_steps(options: Options, watch: Stopwatch) -> Rows:
+    """SAM and M-SAM over the plain loop and over a peer."""
+    batch = options.batch(64)
+    works = {
+        "base": step_of(options, batch, lambda base, _: base),
+        "SAM": step_of(options, batch, lambda base, _: SAM(base, rho=0.05)),
+        "M-SAM": step_of(options, batch, lambda base, _: SAM(base, rho=0.05, metric=Monge())),
+        "peer": peer_step(options, batch),
+    }
+    Stopwatch(options.device).run(works, 1)
+    watch.run(works, options.rounds)
+    claims = [
+        Claim("SAM step / base step", lambda t: t["SAM"] / t["base"], 2.05, limit="2.00"),
+        Claim("M-SAM step / base step", lambda t: t["M-SAM"] / t["base"], 2.05, limit="2.00"),
+        Claim("SAM step / pytorch_optimizer's SAM step", lambda t: t["SAM"] / t["peer"], 1.01, limit="1.00"),
+        Claim("M-SAM step / pytorch_optimizer's SAM step", lambda t: t["M-SAM"] / t["peer"], 1.01, limit="1.00"),
+    ]
+    return [claim.row(watch) for claim in claims]
+
+
+def products(options: Options, watch: Stopwatch) -> Rows:
+    """Curvature products on a probe of 16, in forward and backward passes of the same batch."""
+    model, batch = options.model().eval(), options.batch(16)
+    parameters = list(model.parameters())
+    linearization = Linearization(model, cross_entropy, *batch)
+    v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    works: dict[str, Work] = {
+        "pass": lambda: torch.autograd.grad(cross_entropy(model(batch[0]), batch[1]), parameters),
+        "set-up": linearization.relinearize,
+        "GGN": lambda: linearization.ggn(v),
+        "Fisher": lambda: linearization.fisher(v),
+        "Hessian": lambda: linearization.hessian(v),
+    }
+    Stopwatch(options.device).run(works, 1)
+    for _ in range(options.rounds):
+        watch.run({name: works[name] for name in ("pass", "set-up")}, 1)
+        linearization.ggn(v), linearization.hessian(v)  # what is set up at the first product is not the product
+        watch.run({name: works[name] for name in ("GGN", "Fisher", "Hessian")}, 1)
+    claims = [
+        Claim("GGN product / forward+backward", lambda t: t["GGN"] / t["pass"], 1.40, limit="1.33"),
+        Claim("Fisher product / forward+backward", lambda t: t["Fisher"] / t["pass"], 1.40, limit="1.33"),
+        Claim("set-up again, once a refit / forward+backward", lambda t: t["set-up"] / t["pass"], 1.00, limit="0.33"),
+        Claim("Hessian product / forward+backward", lambda t: t["Hessian"] / t["pass"], 2.20, limit="2.00"),
+    ]
+    return [claim.row(watch) for claim in claims]
+
+
+def published(options: Options, watch: Stopwatch) -> Rows:
+    """The published LLQR, with and without SAM: 50 inner steps on a diagonal every 1000 steps."""
+    batch = options.batch(64)
+    config = LLQRConfig.published(inner_steps=options.inner_steps)
+    model = options.model()
+    llqr = LLQR(sgd(model), model, cross_entropy, config)
+    steps = {
+        "base": step_of(options, batch, lambda base, _: base),
+        "LLQR": training_step(llqr, model, batch),
+        "LLQR+SAM": step_of(
+            options, batch, lambda base, m: SAM(LLQR(base, m, cross_entropy, config), rho=0.05)
+        ),
+    }
+    warm_up = Stopwatch(options.device)
+    warm_up.run(steps, 1)
+    llqr.config = LLQRConfig.published(inner_steps=1)
+    warm_up.run({"refit": lambda: llqr.refit(*batch)}, 1)  # traces
+    llqr.config = config
+    for _ in range(2):
+        watch.run(steps, options.rounds // 2)
+        watch.run({"refit": lambda: llqr.refit(*batch)}, 1)
+    claims = [
+        Claim(
+            "LLQR published (diagonal, 50 inner steps per 1000) / base",
+            lambda t: (t["LLQR"] + t["refit"] / config.every) / t["base"],
+            1.09,
+            limit="1.07",
+        ),
+        Claim(
+            "LLQR+SAM published / base",
+            lambda t: (t["LLQR+SAM"] + t["refit"] / config.every) / t["base"],
+            2.15,
+            limit="2.07",
+        ),
+    ]
+    return [claim.row(watch) for claim in claims]
+
+
+def as_it_comes(options: Options, watch: Stopwatch) -> Rows:
+    """The default LLQR: a refit every 10 steps, of which one in 5 computes eigenvectors."""
+    batch, model, config = options.batch(128), options.model(), LLQRConfig()
+    llqr = LLQR(sgd(model), model, cross_entropy, config)
+    steps = {
+        "base": step_of(options, batch, lambda base, _: base),
+        "LLQR": training_step(llqr, model, batch),
+    }
+    warm_up = Stopwatch(options.device)
+    warm_up.run({**steps, "refit": lambda: llqr.refit(*batch)}, 2)  # the first two both compute eigenvectors
+    for refit in range(3, 3 + 2 * config.basis_every):  # two whole periods
+        name = "refit with bases" if refit % config.basis_every == 0 else "refit"
+        watch.run({**steps, name: lambda: llqr.refit(*batch)}, 1)
+    share = 1 / config.basis_every
+
+    def refit_cost(t: Any) -> float:
+        return float((1 - share) * t["refit"] + share * t["refit with bases"])
+
+    claims = [
+        Claim(
+            "LLQR as it comes (every 10, max_side 1024) / base, batch 128",
+            lambda t: (t["LLQR"] + refit_cost(t) / config.every) / t["base"],
+            1.25,
+            limit="1.10 + algebra",
+        ),
+        Claim("  of which the step", lambda t: t["LLQR"] / t["base"]),
+        Claim("  one refit", lambda t: refit_cost(t) / t["base"]),
+    ]
+    return [claim.row(watch) for claim in claims]
+
+
+def kronecker_refit(options: Options, watch: Stopwatch) -> Rows:
+    """A refit with full Kronecker factors by the inner loop: structured algebra against curvature products."""
+    model, batch = options.model().eval(), options.batch(16)
+    named = dict(model.named_parameters())
+    blocks = make_blocks(model, "kronecker")
+    stacks = make_stacks(
+        [Part(block, tuple(named[n] for n in block.parameters), closed=False) for block in blocks],
+        {p: {} for p in model.parameters()},
+    )
+    config = LLQRConfig.published(structure="kronecker", inner_steps=options.inner_steps)
+    linearization = Linearization(model, cross_entropy, *batch)
+    probe = {name: gradient.unsqueeze(0) for name, gradient in linearization.gradient().items()}
+    linearization.fisher(linearization.gradient())
+    for _ in range(2):
+        share = Share(watch)
+
+        def product(v: Vector, share: Share = share) -> Vector:
+            with share.inside():
+                return linearization.fisher(v, "sum")
+
+        own: Any = {p: {} for p in model.parameters()}
+        with torch.no_grad():
+            watch.run({"refit": lambda: refit_inner_loop(stacks, probe, product, config, own)}, 1)
+        watch.add("products", *share.seconds)
+    claim = Claim(
+        "Kronecker refit (50 inner steps, probe 16): algebra / curvature products",
+        lambda t: (t["refit"] - t["products"]) / t["products"],
+        1.00,
+    )
+    return [claim.row(watch)]
+
+
+def exact_lqr(options: Options, watch: Stopwatch) -> Rows:
+    """The exact sweep over depth, 72 weights a layer, and the dense solve of the same problem."""
+    depths, state, control = ((2, 4, 8), 3, 12) if options.quick else ((8, 16, 32, 64, 128), 8, 72)
+    middle, deep = depths[-3], depths[-1]
+    problems = {n: lqr.random_problem(n, state, control, np.random.default_rng(0)) for n in depths}
+    matrix, slope = lqr.dense(problems[middle])
+    works: dict[str, Work] = {f"sweep {n}": lambda p=p: lqr.solve(p) for n, p in problems.items()}  # type: ignore[misc]
+    works["dense solve"] = lambda: np.linalg.solve(matrix, -slope)
+    works["dense matrix"] = lambda: lqr.dense(problems[middle])
+    Stopwatch(options.device).run(works, 1)
+    watch.run(works, options.rounds)
+    sweep = f"sweep {middle}"
+    claims = [
+        Claim(
+            f"exact LQR: time a layer at {deep} layers / at {middle}",
+            lambda t: t[f"sweep {deep}"] / deep * middle / t[sweep],
+            1.10,
+            limit="1.00",
+        ),
+        Claim(
+            f"dense solve / exact LQR at {middle} layers",
+            lambda t: (t["dense matrix"] + t["dense solve"]) / t[sweep],
+            at_least=20.0,
+        ),
+        Claim("  the matrix given", lambda t: t["dense solve"] / t[sweep], at_least=20.0),
+    ]
+    return [claim.row(watch) for claim in claims]
+
+
+def memory(options: Options, watch: Stopwatch) -> Rows:
+    """Numbers held between steps beyond the base's, over the number of weights: counted on tensors without data."""
+    model = options.model().to("meta")
+    weights = sum(p.numel() for p in model.parameters())
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+
+    def row_of(what: str, wrap: Callable[[Optimizer], Optimizer], at_most: float | None = None) -> dict[str, Any]:
+        base = sgd(model)
+        base.step()
+        before = _meta_numbers()
+        opt = wrap(base)
+        if isinstance(opt, SAM):
+            with opt.perturbed():
+                pass
+        opt.step()
+        return row(what, (_meta_numbers() - before) / weights, at_most=at_most, limit="" if at_most is None else f"{at_most:.2f}")
+
+    def llqr(config: LLQRConfig) -> Callable[[Optimizer], Optimizer]:
+        return lambda base: LLQR(base, model, cross_entropy, config)
+
+    diagonal = LLQRConfig.published()
+    rows = [
+        row_of("memory / weights: SAM", lambda base: SAM(base, rho=0.05), 1.0),
+        row_of("memory / weights: LLQR published (diagonal)", llqr(diagonal), 1.0),
+        row_of("memory / weights: LLQR+SAM published", lambda base: SAM(llqr(diagonal)(base), rho=0.05), 2.0),
+    ]
+    for name in CHOICES["structure"]:
+        rows += [
+            row_of(f"memory / weights: U alone, {name}{limit}", llqr(LLQRConfig.published(structure=name, max_side=side)))
+            for limit, side in _limits(name)
+        ]
+    for name in CHOICES["structure"]:
+        rows += [
+            row_of(f"memory / weights: U and curvature, {name}{limit}", llqr(LLQRConfig(structure=name, max_side=side)))
+            for limit, side in _limits(name)
+        ]
+    return rows
+
+
+def _limits(structure: str) -> list[tuple[str, int | None]]:
+    two_sided = structure in {"kronecker", "ekfac", "separable-ekfac"}
+    return [(", max_side 1024", 1024), (", both sides full", None)] if two_sided else [("", None)]
+
+
+def _meta_numbers() -> int:
+    """Numbers in all live tensors without data, views not counted."""
+    gc.collect()
+    alive = [t for t in gc.get_objects() if type(t) in {Tensor, nn.Parameter} and t.is_meta]
+    return sum(t.numel() for t in alive if t._base is None)
+
+
+SECTIONS = (sam_steps, products, published, as_it_comes, kronecker_refit, exact_lqr, memory)
+
+
+def environment(options: Options) -> dict[str, Any]:
+    """Where it ran."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "device": options.device,
+        "device_name": torch.cuda.get_device_name() if options.device.startswith("cuda") else (names or [""])[0],
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "load": [round(value, 1) for value in os.getloadavg()],
+        "threads": torch.get_num_threads(),
+        "clock": Stopwatch(options.device).clock,
+        "pytorch_optimizer": version("pytorch_optimizer"),
+    }
+
+
+def main(options: Options) -> Path:
+    """Run all sections, print the table, write the JSON file."""
+    start = time.perf_counter()
+    torch.set_num_threads(1)
+    rows: Rows = []
+    seconds: dict[str, Any] = {}
+    with threadpool_limits(1):
+        for section in SECTIONS:
+            watch = Stopwatch(options.device)
+            found = section(options, watch)
+            rows += found
+            seconds[section.__name__] = watch.seconds
+            print(table(found), flush=True)
+    protocol = {
+        "command": "python -m book.experiments.bench" + (" --quick" if options.quick else ""),
+        "environment": environment(options),
+    }
+    print(f"\n{table(rows)}")
+    return store("bench", protocol, {"rows": rows, "seconds": seconds}, time.perf_counter() - start, options.folder)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

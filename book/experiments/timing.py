@@ -1,0 +1,143 @@
+"""Measure ratios of times: everything in one process, interleaved, medians, on two clocks."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+CLOCKS = ("cpu", "wall")
+Work = Callable[[], object]
+Medians = Mapping[str, float]
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of named pieces of work, as often as each was run.
+
+    On a CPU the clock that counts is the process's own time: whoever else keeps the cores busy does not enter it.
+    On an accelerator it is the wall's, read when the device has finished.
+    """
+
+    device: str = "cpu"
+    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    @property
+    def clock(self) -> str:
+        """The clock that counts."""
+        return "cpu" if self.device == "cpu" else "wall"
+
+    def now(self) -> tuple[float, float]:
+        """Process CPU time and wall time, all work that was handed to the device done."""
+        if self.device != "cpu":
+            torch.accelerator.synchronize()
+        return time.process_time(), time.perf_counter()
+
+    def add(self, name: str, *seconds: float) -> None:
+        """Book one run: its seconds of process CPU time and of wall time."""
+        kept = self.seconds.setdefault(name, {clock: [] for clock in CLOCKS})
+        for clock, value in zip(CLOCKS, seconds, strict=True):
+            kept[clock].append(value)
+
+    def run(self, works: Mapping[str, Work], rounds: int) -> None:
+        """One piece after the other, and all over again: a machine that slows down slows all of them."""
+        for _ in range(rounds):
+            for name, work in works.items():
+                before = self.now()
+                work()
+                self.add(name, *(b - a for a, b in zip(before, self.now(), strict=True)))
+
+    def medians(self, clock: str) -> dict[str, float]:
+        """Median seconds of every piece of work."""
+        return {name: statistics.median(kept[clock]) for name, kept in self.seconds.items()}
+
+
+@dataclass
+class Share:
+    """The part of a piece of work that is spent inside some function."""
+
+    watch: Stopwatch
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+    @contextmanager
+    def inside(self) -> Any:
+        """Count what happens in the block."""
+        before = self.watch.now()
+        yield
+        after = self.watch.now()
+        self.seconds = (self.seconds[0] + after[0] - before[0], self.seconds[1] + after[1] - before[1])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of a table of speeds.
+
+    Args:
+        what: in words.
+        value: the number, of the median seconds by name.
+        at_most: what it must not exceed.
+        at_least: what it must reach.
+        limit: what arithmetic allows.
+    """
+
+    what: str
+    value: Callable[[Medians], float]
+    at_most: float | None = None
+    at_least: float | None = None
+    limit: str = ""
+
+    def row(self, watch: Stopwatch) -> dict[str, Any]:
+        """The line, measured."""
+        values = {clock: self.value(watch.medians(clock)) for clock in CLOCKS}
+        return row(self.what, values[watch.clock], values["wall"], self.at_most, self.at_least, self.limit)
+
+
+def row(
+    what: str,
+    measured: float,
+    wall: float | None = None,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    limit: str = "",
+) -> dict[str, Any]:
+    """One line of the table; ``ok`` is None where nothing is demanded."""
+    demands = [f"<= {at_most:.2f}"] if at_most is not None else []
+    demands += [f">= {at_least:g}"] if at_least is not None else []
+    met = (at_most is None or measured <= at_most) and (at_least is None or measured >= at_least)
+    return {
+        "what": what,
+        "measured": measured,
+        "wall": wall,
+        "must_reach": " ".join(demands),
+        "limit": limit,
+        "ok": met if demands else None,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as text."""
+    head = ("what", "measured", "wall", "must reach", "limit", "ok")
+    lines = [
+        (
+            line["what"],
+            _number(line["measured"]),
+            _number(line["wall"]),
+            line["must_reach"],
+            line["limit"],
+            {True: "yes", False: "NO", None: ""}[line["ok"]],
+        )
+        for line in rows
+    ]
+    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in (head, *lines))
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if value >= 100 or 0 < value < 0.1 else f"{value:.2f}"
