@@ -1,4 +1,4 @@
-"""The reference lists every public name of the package, and a chapter uses it."""
+"""The reference lists every public name of the package, and a page says what each function is for."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import pytest
 
 from tests import rendered
 
-PACKAGE = "llqr_sam_ref.exact"
-PAGE = "book/reference/exact"
-MODULES = rendered.extension("api").public_modules(PACKAGE)
+PAGES = {
+    "llqr_sam_ref.exact": "book/reference/exact",
+    "llqr_sam_ref.optim": "book/reference/optim",
+    "llqr_sam_ref.nets": "book/reference/optim",
+}
+MODULES = {package: rendered.extension("api").public_modules(package) for package in PAGES}
+PUBLIC = [f"{package}.{module}" for package, modules in MODULES.items() for module in modules]
 
 
 def _public(module_name: str) -> list[str]:
     """Functions and classes that this module defines for others."""
-    module = importlib.import_module(f"{PACKAGE}.{module_name}")
+    module = importlib.import_module(module_name)
     return [
         name
         for name, item in vars(module).items()
@@ -27,15 +31,15 @@ def _public(module_name: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*PUBLIC, "llqr_sam_ref.config"])
 def test_every_public_name_is_on_the_reference_page(module: str) -> None:
-    soup = rendered.html(PAGE)
-    missing = [name for name in _public(module) if soup.find(id=f"{PACKAGE}.{module}.{name}") is None]
+    soup = rendered.html(PAGES.get(module.rpartition(".")[0], "book/reference/optim"))
+    missing = [name for name in _public(module) if soup.find(id=f"{module}.{name}") is None]
     assert not missing
 
 
 def _functions(module_name: str) -> list[str]:
-    module = importlib.import_module(f"{PACKAGE}.{module_name}")
+    module = importlib.import_module(module_name)
     return [name for name in _public(module_name) if inspect.isfunction(getattr(module, name))]
 
 
@@ -47,9 +51,19 @@ def _cited(name: str) -> bool:
     return any(re.search(rf"\b{name}\b", rendered.source(page)) for page in rendered.CHAPTERS)
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", MODULES["llqr_sam_ref.exact"])
 def test_every_public_function_is_cited_by_a_chapter_or_waits_for_one(module: str) -> None:
     """The page of what comes says which functions wait, and for which chapter; it may not name others."""
-    uncited = {f"{module}.{name}" for name in _functions(module) if not _cited(name)}
+    uncited = {f"{module}.{name}" for name in _functions(f"llqr_sam_ref.exact.{module}") if not _cited(name)}
     waiting = {name for name in _waiting() if name.startswith(f"{module}.")}
     assert uncited == waiting
+
+
+@pytest.mark.parametrize("package", ["llqr_sam_ref.optim", "llqr_sam_ref.nets"])
+def test_every_public_function_for_training_is_explained_in_its_place(package: str) -> None:
+    """The page tells what happens in a step, function by function; it names none that is not there."""
+    told = set(re.findall(r"`([a-z]\w*)`", rendered.source(PAGES[package])))
+    functions = {name for module in MODULES[package] for name in _functions(f"{package}.{module}")}
+    assert not functions - told
+    known = {name for module in PUBLIC for name in vars(importlib.import_module(module))}
+    assert not told - known - {"optim"}
