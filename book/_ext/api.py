@@ -47,7 +47,13 @@ class Api(SphinxDirective):
     def _section(self, package: str, name: str) -> nodes.section:
         section = nodes.section(ids=[f"module-{name}"], names=[name])
         section += nodes.title("", "", nodes.literal("", name))
-        lines = ["```{eval-rst}", f".. automodule:: {package}.{name}", "   :members:", "```"]
+        lines = [
+            "```{eval-rst}",
+            f".. automodule:: {package}.{name}",
+            "   :members:",
+            "   :ignore-module-all:",
+            "```",
+        ]
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, section)
         return section
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +65,7 @@ class Share:
     seconds: tuple[float, float] = (0.0, 0.0)
 
     @contextmanager
-    def inside(self) -> Any:
+    def inside(self) -> Iterator[None]:
         """Count what happens in the block."""
         before = self.watch.now()
         yield
@@ -134,7 +134,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         for line in rows
     ]
     widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in (head, *lines))
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in (head, *lines)
+    )
 
 
 def _number(value: float | None) -> str:

@@ -54,7 +54,7 @@ class Block:
         flat = X.flatten(-len(self.structure.shape))
         parts = torch.split(flat, [math.prod(shape) for shape in self.shapes], -1)
         named = zip(self.parameters, self.shapes, parts, strict=True)
-        return {name: part.reshape(*part.shape[:-1], *shape) for name, shape, part in named}
+        return {name: part.reshape((*part.shape[:-1], *shape)) for name, shape, part in named}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llqr_sam_ref.optim.side import Side
-from llqr_sam_ref.optim.structure import Dense, Diagonal, EKFAC, Factors, Scalar, SeparableEKFAC, Structure
+from llqr_sam_ref.optim.structure import EKFAC, Dense, Diagonal, Factors, Scalar, SeparableEKFAC, Structure
 
 SEPARABLE_SWEEPS = 5
 RIDGE = 1e-7
@@ -116,7 +116,7 @@ class Estimator:
             c.copy_(side.left(turn, c) if name == "E_Psi" else side.right(c, turn))
             kept[name].copy_(bases[name])
 
-    def sample(self, kept: Factors, V: Float[Tensor, "b k *shape"], scale: float) -> Float[Tensor, "b *c"]:
+    def sample(self, kept: Factors, V: Float[Tensor, "b k *shape"], scale: float) -> Float[Tensor, "b ..."]:
         """What k probes say of c: (scale/k) sum_j (E_Psi^T V_j E_Phi)^{o2} and its kin.
 
         Args:

@@ -16,35 +16,33 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import pickle
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llqr_sam_ref.config import CHOICES, LLQRConfig
-from llqr_sam_ref.errors import unknown_name
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim._amp import called_by_grad_scaler
 from llqr_sam_ref.optim._random import random_state, set_random_state
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper
-from llqr_sam_ref.optim.blocks import Block, matrix_shape
-from llqr_sam_ref.optim.distributed import is_sharded, local_tensors, match_sharding
+from llqr_sam_ref.optim.distributed import is_sharded, local_tensors, match_sharding, widen
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
 from llqr_sam_ref.optim.linearize import Linearization
-from llqr_sam_ref.optim.metric import Preconditioned, widen
-from llqr_sam_ref.optim.probing import Cost, ProbeBatch, draw_uniforms, evaluation_mode, linearized
-from llqr_sam_ref.optim.refit import refit_closed_form, refit_inner_loop
-from llqr_sam_ref.optim.stacks import Part, Preconditioner, make_stacks, placed_as
-from llqr_sam_ref.optim.step_rule import apply_rule, reads_weights
-from llqr_sam_ref.optim.structure import make_structure
+from llqr_sam_ref.optim.metric import Preconditioned
+from llqr_sam_ref.optim.model import CopiedLoss, evaluation_mode, unwrapped
+from llqr_sam_ref.optim.parts import Part, check_learnable, make_parts
+from llqr_sam_ref.optim.probing import Cost, ProbeBatch, draw_uniforms, linearized
+from llqr_sam_ref.optim.refit import learn
+from llqr_sam_ref.optim.report import BlockReport, quadratic_gain, report_stack
+from llqr_sam_ref.optim.stacks import Preconditioner, make_stacks
+from llqr_sam_ref.optim.step_rule import apply_rule, move, other_gradients, reads_weights, update_from_zero
 from llqr_sam_ref.optim.workers import Workers
 
 FIXED = ("structure", "solver", "positive", "max_side")
-TWO_SIDED = ("kronecker", "ekfac", "separable-ekfac")
 Probe = Callable[[], tuple[Any, Any]]
 
 
@@ -101,14 +99,18 @@ class LLQR(OptimizerWrapper):
         process_group: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise ValueError(f"model={model!r} is not a module; pass the module whose parameters base holds.")
+            raise ValueError(
+                f"model is a {type(model).__name__}, not a module; pass the module whose parameters base holds."
+            )
         if isinstance(base, OptimizerWrapper):
             name = type(base).__name__
             raise ValueError(f"base is a {name}; put LLQR inside: {name}(LLQR(optimizer, model, loss_fn)).")
         if not callable(loss_fn):
             raise ValueError(f"loss_fn={loss_fn!r} cannot be called; pass loss_fn(outputs, targets).")
         if probe is not None and not callable(probe):
-            raise ValueError(f"probe={probe!r} cannot be called; pass a function that returns (inputs, targets).")
+            raise ValueError(
+                f"probe is a {type(probe).__name__}; pass a function that returns (inputs, targets)."
+            )
         self.model = unwrapped(model)
         self.loss_fn = loss_fn
         self.probe = probe
@@ -120,6 +122,8 @@ class LLQR(OptimizerWrapper):
             raise ValueError("states needs solver='inner-loop'; the closed form sees gradients only.")
         if likelihood is None and self._needs_likelihood:
             self.likelihood = infer_likelihood(loss_fn)
+        if self._config.acts_on == "update" and isinstance(base, Optimizer):
+            self._check_base(base)
         self._linearization: Linearization | None = None
         self._learned: Preconditioner | None = None
         self._signature: tuple[Any, ...] = ()
@@ -127,8 +131,6 @@ class LLQR(OptimizerWrapper):
         super().__init__(base, structure=None, llqr_steps=0, llqr_refits=0, llqr_last_refit=-1)
         for group in self.param_groups:  # a base that was wrapped before begins anew
             group.update(llqr_steps=0, llqr_refits=0, llqr_last_refit=-1)
-        if self._config.acts_on == "update":
-            self._check_base()
 
     # What it is told.
 
@@ -146,13 +148,15 @@ class LLQR(OptimizerWrapper):
         for name in FIXED:
             now, then = getattr(self._config, name), getattr(config, name)
             if now != then:
-                raise ValueError(f"{name}={then!r} cannot replace {now!r} in a running LLQR; build a new one.")
+                raise ValueError(
+                    f"{name}={then!r} cannot replace {now!r} in a running LLQR; build a new one."
+                )
         before, self._config = self._config, config
         try:
             if self.likelihood is None and self._needs_likelihood:
                 self.likelihood = infer_likelihood(self.loss_fn)
             if config.acts_on == "update" != before.acts_on:
-                self._check_base()
+                self._check_base(self.base)
         except ValueError:
             self._config = before
             raise
@@ -172,31 +176,7 @@ class LLQR(OptimizerWrapper):
             ValueError: an unknown structure, a parameter of no model, or one that is complex, sparse or sharded.
         """
         super().check_group(group)
-        structure = group["structure"]
-        if structure not in {None, "identity", *CHOICES["structure"]}:
-            raise ValueError(unknown_name("structure", structure, ("identity", *CHOICES["structure"])))
-        kind = self._config.structure if structure is None else structure
-        owned = {id(p) for p in self.model.parameters()}
-        parameters = group.get("params", ())
-        for index, entry in enumerate([parameters] if isinstance(parameters, Tensor) else list(parameters)):
-            parameter = entry[1] if isinstance(entry, tuple) else entry
-            if not isinstance(parameter, Tensor):
-                continue  # numbers of parameters in a state dict; or nothing that the base will take
-            if parameter.is_complex() or parameter.layout is not torch.strided:
-                raise ValueError(f"parameter {index} is complex or sparse; LLQR needs dense real parameters.")
-            if structure == "identity":
-                continue
-            if id(parameter) not in owned:
-                raise ValueError(
-                    f"parameter {index} of shape {tuple(parameter.shape)} does not belong to model; give its group "
-                    "structure='identity', or pass the model that owns it."
-                )
-            closed = self._config.solver == "closed-form"
-            if is_sharded(parameter) and (kind != "diagonal" or not closed):
-                raise ValueError(
-                    f"parameter {index} is sharded, and structure={kind!r} with solver={self._config.solver!r} needs "
-                    "whole ones; use structure='diagonal' with solver='closed-form'."
-                )
+        check_learnable(group, self.model.parameters(), self._config)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; options that it does not set take their defaults.
@@ -215,11 +195,12 @@ class LLQR(OptimizerWrapper):
         self.param_groups[-1].update(counters)
         self._learned = None
 
-    def _check_base(self) -> None:
-        name = type(self.base).__name__
-        if any("lr" not in group for group in self.param_groups):
+    @staticmethod
+    def _check_base(base: Optimizer) -> None:
+        name = type(base).__name__
+        if any("lr" not in group for group in base.param_groups):
             raise ValueError(f"base={name} has no lr, which acts_on='update' needs; use acts_on='gradient'.")
-        if reads_weights(self.base):
+        if reads_weights(base):
             raise ValueError(
                 f"base={name} makes its update from the weights, which acts_on='update' sets aside; use "
                 "acts_on='gradient' or another base."
@@ -258,18 +239,85 @@ class LLQR(OptimizerWrapper):
         Source: the book, chapters 16 and 18.
         """
         if self.inside_perturbation:
-            raise RuntimeError("refit() inside perturbed(): the weights are at w + epsilon; leave the block first.")
+            raise RuntimeError(
+                "refit() inside perturbed(): the weights are at w + epsilon; leave the block first."
+            )
+        config, workers = self._config, Workers.of(self.process_group)
         learned = self._preconditioner()
-        devices = {p.device for group in self.param_groups for p in group["params"]}
-        streams = random_state(devices)
-        try:
-            with evaluation_mode(self.model):
-                self._refit(learned, inputs, targets, uniforms)
-        finally:
-            set_random_state(streams)
+        number = int(self.param_groups[0]["llqr_refits"])
+
+        def drawn(shape: tuple[int, ...]) -> Tensor:
+            if uniforms is None:
+                return draw_uniforms(config.seed, number, shape, workers)
+            if tuple(uniforms.shape) != shape:
+                raise ValueError(f"uniforms has shape {tuple(uniforms.shape)}; this batch needs {shape}.")
+            return uniforms
+
+        with self._evaluated(inputs, targets, workers, config.probes) as batch:
+            self._linearization = learn(
+                [stack for stack in learned.stacks if stack.trainable],
+                batch,
+                config,
+                drawn,
+                self._linearization,
+                self.states,
+                self.own,
+            )
         for group in self.param_groups:
-            group["llqr_refits"] = int(group["llqr_refits"]) + 1
+            group["llqr_refits"] = number + 1
             group["llqr_last_refit"] = int(group["llqr_steps"])
+
+    @contextmanager
+    def _evaluated(self, inputs: Any, targets: Any, workers: Workers, probes: int) -> Iterator[ProbeBatch]:
+        """A probe batch, with the model in evaluation mode and all random streams to be put back."""
+        sharded = any(is_sharded(p) for p in self.model.parameters())
+        devices = {p.device for p in self.model.parameters()}
+        streams = random_state(devices)
+        with evaluation_mode(self.model), ExitStack() as off:
+            for device in devices:
+                off.enter_context(torch.autocast(device.type, enabled=False))
+            try:
+                loss, likelihood = self.loss_fn, self.likelihood
+                yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, workers, sharded)
+            finally:
+                set_random_state(streams)
+
+    def quadratic_gain(self, inputs: Any, targets: Any = None) -> float:
+        """How much better U g is than g as a step on a held-out batch, by the quadratic model there.
+
+        (g^T U g)^2/(U g)^T C U g over (g^T g)^2/g^T C g, on the learned parameters: the ratio of the decreases that
+        the best step lengths along U g and g give. C is the Fisher matrix (the Gauss-Newton matrix where the
+        likelihood is not known; with the costs on states). Above 1, U has learned something that holds beyond its
+        probes.
+
+        Args:
+            inputs: the batch, of one worker.
+            targets: its labels.
+
+        Returns:
+            The ratio.
+
+        Source: the book, chapter 18.
+        """
+        learned = self._preconditioner()
+        with self._evaluated(inputs, targets, Workers(), probes=1) as batch:
+            self._linearization = linearized(self._linearization, batch, self.states)
+            gain = quadratic_gain(learned, self._linearization, fisher=self.likelihood is not None)
+            self._linearization.release()
+        return gain
+
+    def report(self) -> list[BlockReport]:
+        """What U does to the gradients that are there, block by block; waits for the device.
+
+        Returns:
+            For every block its name, |U - I|, g^T U g, |U g|/|g|, the cosine of the angle between U g and g, and how
+            often the last inner loop clipped each stored array.
+        """
+        learned = self._preconditioner()
+        present = [p for p in learned.names if p.grad is not None]
+        with torch.no_grad():
+            g = dict(zip((learned.names[p] for p in present), self._gradients(present), strict=True))
+            return [row for stack in learned.stacks for row in report_stack(stack, g)]
 
     def _refit_if_due(self) -> None:
         if self.probe is None or not self.refit_due:
@@ -277,39 +325,10 @@ class LLQR(OptimizerWrapper):
         batch = self.probe()
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise ValueError(
-                f"probe returned {type(batch).__name__}; it must return a pair (inputs, targets), targets None if there "
-                "are none."
+                f"probe returned {type(batch).__name__}; it must return a pair (inputs, targets), with None for "
+                "targets if there are none."
             )
         self.refit(*batch)
-
-    def _refit(self, learned: Preconditioner, inputs: Any, targets: Any, uniforms: Tensor | None) -> None:
-        config, workers = self._config, Workers.of(self.process_group)
-        stacks = [s for s in learned.stacks if any(p.requires_grad for block in s.parameters for p in block)]
-        sharded = any(map(is_sharded, learned.names))
-        batch = ProbeBatch(
-            self.model, self.loss_fn, self.likelihood, inputs, targets, config.probes, workers, sharded
-        )
-        index = int(self.param_groups[0]["llqr_refits"])
-
-        def drawn(shape: tuple[int, ...]) -> Tensor:
-            if uniforms is None:
-                return draw_uniforms(config.seed, index, shape, workers)
-            if tuple(uniforms.shape) != shape:
-                raise ValueError(f"uniforms has shape {tuple(uniforms.shape)}; this batch needs {shape}.")
-            return uniforms
-
-        V, terms = batch.gradients(config.probe_vector, drawn)
-        total = terms * workers.count
-        if config.solver == "closed-form":
-            scale = total / config.probes * (total if config.reduction == "sum" else 1)
-            refit_closed_form(stacks, V, scale, config, Workers() if sharded else workers, self.own)
-            return
-        if config.probes > 1:
-            V = {name: workers.gather(tensor) for name, tensor in V.items()}
-        self._linearization = linearized(self._linearization, batch, self.states)
-        product = batch.product(config, self._linearization, terms)
-        refit_inner_loop(stacks, V, product, config, self.own)
-        self._linearization.release()
 
     # Stepping.
 
@@ -353,7 +372,9 @@ class LLQR(OptimizerWrapper):
         Source: the book, (21.1), (21.2).
         """
         if self.inside_perturbation:
-            raise RuntimeError("step() inside perturbed(): leave the block first, the weights are at w + epsilon.")
+            raise RuntimeError(
+                "step() inside perturbed(): leave the block first, the weights are at w + epsilon."
+            )
         loss = None
         if closure is not None:
             if called_by_grad_scaler():
@@ -381,46 +402,21 @@ class LLQR(OptimizerWrapper):
         return loss
 
     def _step_by_gradient(self, learned: Preconditioner, parameters: list[Tensor]) -> None:
-        """base.step() with rule(U g, g) for the gradients, which are put back afterwards."""
-        gradients = [p.grad for p in parameters]
-        steps = self._steps(learned, self._gradients(parameters), parameters)
-        try:
-            for p, S in zip(parameters, steps, strict=True):
-                p.grad = placed_as(S, p) if is_sharded(p) else S.to(p.dtype)
+        """base.step() with rule(U g, g) for the gradients."""
+        with other_gradients(parameters, self._steps(learned, self._gradients(parameters), parameters)):
             self.base.step()
-        finally:
-            for p, gradient in zip(parameters, gradients, strict=True):
-                p.grad = gradient
 
     def _step_by_update(self, learned: Preconditioner, parameters: list[Tensor]) -> None:
-        """w <- w - lr (rule(U M, M) + wd w), with M read off a step of the base from zero."""
+        """The step w <- w - lr (rule(U M, M) + wd w), with M read off a step of the base from zero."""
+        self._gradients(parameters)
         weights = local_tensors(parameters)
-        saved = [weight.clone() for weight in weights]
-        settings = [(group, group["lr"], group.get("weight_decay", 0.0)) for group in self.param_groups]
-        try:
-            for weight in weights:
-                weight.zero_()
-            for group, _, _ in settings:
-                group["lr"] = 1.0
-                if "weight_decay" in group:
-                    group["weight_decay"] = 0.0
-            self.base.step()
-            wide = widen(weights)  # now -M
-            moves = self._steps(learned, wide, parameters)
-            moves = [move.clone() if move is w else move for move, w in zip(moves, wide, strict=True)]
-        finally:
-            for group, lr, decay in settings:
-                group["lr"] = lr
-                if "weight_decay" in group:
-                    group["weight_decay"] = decay
-            for weight, value in zip(weights, saved, strict=True):
-                weight.copy_(value)
-        index = 0
-        for group, lr, decay in settings:
-            count = sum(p.grad is not None for p in group["params"])
-            here = slice(index, index + count)
-            index += count
-            _move(weights[here], moves[here], lr, decay)
+        with update_from_zero(self.base, weights) as v:  # -M, in the memory of w
+            moves = self._steps(learned, v, parameters)
+            moves = [S.clone() if S is x else S for S, x in zip(moves, v, strict=True)]
+        steps = iter(zip(weights, moves, strict=True))
+        for group in self.param_groups:
+            here = list(islice(steps, sum(p.grad is not None for p in group["params"])))
+            move([w for w, _ in here], [S for _, S in here], group["lr"], group.get("weight_decay", 0.0))
 
     def _steps(self, learned: Preconditioner, v: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
         """rule(U v, v)."""
@@ -444,50 +440,23 @@ class LLQR(OptimizerWrapper):
 
     def _preconditioner(self) -> Preconditioner:
         """U, with all its tensors allocated: kept until a parameter comes, goes, or is frozen."""
-        signature = (id(self.own), *self._trainable())
+        signature = (id(self.own), *self._kinds())
         if self._learned is None or self._signature != signature:
             self._learned = Preconditioner(make_stacks(self._parts(), self.own), self._names())
             self._signature = signature
         return self._learned
 
-    def _trainable(self) -> Iterator[bool]:
+    def _kinds(self) -> Iterator[Any]:
         for group in self.param_groups:
+            yield group["structure"]
             for parameter in group["params"]:
-                yield parameter.requires_grad or parameter.grad is not None
+                yield parameter.requires_grad, parameter.grad is not None and not parameter.requires_grad
 
     def _names(self) -> dict[Tensor, str]:
         return {parameter: name for name, parameter in self.model.named_parameters()}
 
     def _parts(self) -> list[Part]:
-        """The blocks that have something to learn: one a parameter, or one a layer (see ``LLQRConfig.solver``)."""
-        closed, names = self._config.solver == "closed-form", self._names()
-        together: dict[tuple[str, str], list[Tensor]] = {}
-        for group in self.param_groups:
-            kind = group["structure"] or self._config.structure
-            if kind == "identity":
-                continue
-            joint = not closed and kind not in TWO_SIDED
-            for parameter in group["params"]:
-                name = names[parameter]
-                together.setdefault((kind, name.rpartition(".")[0] if joint else name), []).append(parameter)
-        parts = []
-        for (kind, name), members in together.items():
-            if not any(p.requires_grad or p.grad is not None for p in members):
-                continue
-            members.sort(key=lambda p: names[p].rpartition(".")[2])  # "bias" before "weight"
-            shapes = tuple(tuple(p.shape) for p in local_tensors(members))
-            joint = not closed and kind not in TWO_SIDED
-            shape = (sum(map(math.prod, shapes)),) if joint else matrix_shape(shapes[0])
-            # In closed form a Kronecker product is the separable U multiplied out: the same matrix.
-            structure = make_structure(
-                "separable-ekfac" if closed and kind == "kronecker" else kind,
-                shape,
-                positive=self._config.positive and not closed,
-                max_side=self._config.max_side,
-            )
-            block = Block(name, tuple(names[p] for p in members), shapes, structure)
-            parts.append(Part(block, tuple(members), closed))
-        return parts
+        return make_parts(self.param_groups, self._names(), self._config)
 
     # Saving and copying.
 
@@ -517,16 +486,21 @@ class LLQR(OptimizerWrapper):
         self._learned = None
 
     def _check_complete(self, state_dict: Mapping[str, Any]) -> None:
-        """After a refit every block has entries."""
+        """After a refit every block has entries, and the right ones."""
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
+        missing = []
         for key, parameter in zip(keys, parameters, strict=False):
             entries = state_dict.get("state", {}).get(key, {})
-            if parameter in self._expected and not any(map(self._is_mine, entries)):
-                raise ValueError(
-                    f"state_dict has no {self.PREFIX} entries for parameter {key!r}; it is truncated, or was saved when "
-                    "the parameter was frozen: load a complete one."
-                )
+            mine = {name.removeprefix(self.PREFIX): entries[name] for name in entries if self._is_mine(name)}
+            self.check_own(parameter, mine)
+            if parameter in self._expected and not mine:
+                missing.append(key)
+        if missing:
+            raise ValueError(
+                f"state_dict has no {self.PREFIX} entries for parameter {missing[0]!r}; it is truncated, or was saved "
+                "when the parameter was frozen: load a complete one."
+            )
 
     def check_own(self, parameter: Tensor, entries: Mapping[str, Any]) -> None:
         """Check the tensors that a checkpoint holds for a parameter.
@@ -538,54 +512,23 @@ class LLQR(OptimizerWrapper):
         Raises:
             ValueError: the checkpoint is of another structure, solver or model.
         """
-        expected = self._expected.get(parameter)
-        if not entries or expected is None:
+        expected = self._expected.get(parameter, {})
+        if not entries or not (expected or parameter.requires_grad):
             return
         found = {name: tuple(value.shape) for name, value in entries.items() if isinstance(value, Tensor)}
         if found != expected:
             raise ValueError(
                 f"state_dict has {found} for a parameter of shape {tuple(parameter.shape)}, but "
-                f"structure={self._config.structure!r} with solver={self._config.solver!r} keeps {expected}; build LLQR "
-                "with the configuration it was saved with."
+                f"structure={self._config.structure!r} with solver={self._config.solver!r} keeps {expected}; build "
+                "LLQR with the configuration it was saved with."
             )
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but hooks, caches and the probe callable."""
-        return {**super().__getstate__(), "loss_fn": _Loss(self.loss_fn)}
+        return {**super().__getstate__(), "loss_fn": CopiedLoss(self.loss_fn)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "loss_fn": state["loss_fn"].loss_fn})
-
-
-class _Loss:
-    """A loss on its way into a copy or a pickle, which says by name what cannot be pickled."""
-
-    def __init__(self, loss_fn: LossFn) -> None:
-        self.loss_fn = loss_fn
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Loss:
-        return _Loss(copy.deepcopy(self.loss_fn, memo))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        try:
-            pickle.dumps(self.loss_fn)
-        except Exception as error:
-            raise pickle.PicklingError(
-                f"loss_fn={self.loss_fn!r} cannot be pickled ({error}); pass a module, or a function defined at the top "
-                "level of a file."
-            ) from error
-        return _Loss, (self.loss_fn,)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
-            return model
 
 
 def _checked_config(config: object) -> LLQRConfig:
@@ -594,13 +537,3 @@ def _checked_config(config: object) -> LLQRConfig:
             f"config={config!r} is not an LLQRConfig; pass LLQRConfig(...) or LLQRConfig.published(...)."
         )
     return config
-
-
-def _move(weights: list[Tensor], moves: list[Tensor], lr: float | Tensor, decay: float) -> None:
-    """w <- (1 - lr decay) w + lr move, in place, in the precision of the moves."""
-    keep = 1.0 - lr * decay
-    for w, move in zip(weights, moves, strict=True):
-        if w.dtype is move.dtype:
-            w.mul_(keep).add_(move.mul(lr)) if decay else w.add_(move.mul(lr))
-        else:
-            w.copy_(w.to(move.dtype).mul_(keep).add_(move.mul(lr)))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +22,6 @@ from llqr_sam_ref.optim.sharded import sharded_gradients
 from llqr_sam_ref.optim.workers import Workers
 
 Cost = float | Float[Tensor, "d d"]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, every module's flag restored afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def draw_uniforms(seed: int, refit: int, shape: tuple[int, ...], workers: Workers) -> Float[Tensor, "n ..."]:
@@ -109,7 +96,10 @@ class ProbeBatch:
         return "mean" if self.likelihood is None else self.likelihood.reduction
 
     def output_shape(self) -> tuple[int, ...]:
-        """Of the model's outputs on this share, found on two examples.
+        """The shape of the model's outputs on this share, found on two examples.
+
+        Returns:
+            The shape, examples first.
 
         Raises:
             ValueError: the model cannot be evaluated on the batch.
@@ -118,7 +108,9 @@ class ProbeBatch:
         pure = PureModule(self.model, torch.sum)
         try:
             with torch.no_grad(), isolated(pure.device):
-                point = pure.at(pytree.tree_map(lambda leaf: _first(leaf, few, self.examples), self.inputs), None)
+                point = pure.at(
+                    pytree.tree_map(lambda leaf: _first(leaf, few, self.examples), self.inputs), None
+                )
                 shape = pure.forward(point.params, point.rest, point.layout)[0].shape
         except (RuntimeError, TypeError, IndexError) as error:
             raise ValueError(f"inputs do not fit the model: {error}") from error
@@ -181,7 +173,11 @@ class ProbeBatch:
         Returns:
             A function of vectors of weights; parameters that a vector lacks do not move.
         """
-        take = {"fisher": linearization.fisher, "gauss-newton": linearization.ggn, "newton": linearization.hessian}
+        take = {
+            "fisher": linearization.fisher,
+            "gauss-newton": linearization.ggn,
+            "newton": linearization.hessian,
+        }
         divisor = terms if self.own_reduction == "sum" else 1.0
         factor = (terms * self.workers.count if config.reduction == "sum" else 1.0) / divisor
         still = {name: torch.zeros_like(g) for name, g in linearization.gradient().items()}
@@ -194,9 +190,7 @@ class ProbeBatch:
         return multiply
 
 
-def linearized(
-    known: Linearization | None, batch: ProbeBatch, states: Mapping[str, Cost]
-) -> Linearization:
+def linearized(known: Linearization | None, batch: ProbeBatch, states: Mapping[str, Cost]) -> Linearization:
     """The model linearized on a probe batch: traced once for its shapes, evaluated anew at every refit.
 
     Args:

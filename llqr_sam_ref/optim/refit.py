@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,11 +12,53 @@ from llqr_sam_ref.optim.blocks import Vector
 from llqr_sam_ref.optim.distributed import sum_over_shards
 from llqr_sam_ref.optim.estimate import Estimator, average_gain, basis_due
 from llqr_sam_ref.optim.inner_loop import AveragedLoop, inner_loop
+from llqr_sam_ref.optim.linearize import Linearization
+from llqr_sam_ref.optim.probing import Cost, ProbeBatch, linearized
 from llqr_sam_ref.optim.stacks import Own, Stack
 from llqr_sam_ref.optim.structure import Factors
 from llqr_sam_ref.optim.workers import Workers
 
 SIGN_FLOOR = 1e-8
+
+
+def learn(
+    stacks: list[Stack],
+    batch: ProbeBatch,
+    config: LLQRConfig,
+    uniforms: Callable[[tuple[int, ...]], Tensor],
+    known: Linearization | None,
+    states: Mapping[str, Cost],
+    own: Own,
+) -> Linearization | None:
+    """One refit.
+
+    Args:
+        stacks: what is learned; changed in place.
+        batch: the probe batch.
+        config: what LLQR does.
+        uniforms: what gives uniforms of a shape.
+        known: the linearization of the last refit, if there was one.
+        states: costs on intermediate layers' states (inner loop).
+        own: where counters are saved.
+
+    Returns:
+        The linearization, to be used again.
+    """
+    workers = batch.workers
+    V, terms = batch.gradients(config.probe_vector, uniforms)
+    if not stacks:
+        return known
+    if config.solver == "closed-form":
+        total = terms * workers.count
+        scale = total / config.probes * (total if config.reduction == "sum" else 1)
+        refit_closed_form(stacks, V, scale, config, Workers() if batch.sharded else workers, own)
+        return known
+    if config.probes > 1:
+        V = {name: workers.gather(tensor) for name, tensor in V.items()}
+    linearization = linearized(known, batch, states)
+    refit_inner_loop(stacks, V, batch.product(config, linearization, terms), config, own)
+    linearization.release()
+    return linearization
 
 
 def refit_closed_form(
@@ -35,7 +77,9 @@ def refit_closed_form(
     k = len(next(iter(V.values())))
     probes = [stack.gather(V, (k,)) for stack in stacks]
     draws = [basis_due(stack.refits + 1, config.basis_every) for stack in stacks]
-    turning = [(s, X) for s, X, draw in zip(stacks, probes, draws, strict=True) if draw and _estimator(s).sides]
+    turning = [
+        (s, X) for s, X, draw in zip(stacks, probes, draws, strict=True) if draw and _estimator(s).sides
+    ]
     samples = _each([_estimator(s).gram_samples(X, scale) for s, X in turning], workers.mean)
     bases = []
     for (stack, _), sample in zip(turning, samples, strict=True):
@@ -44,8 +88,8 @@ def refit_closed_form(
     for (stack, _), new in zip(turning, _each(bases, workers.of_first), strict=True):
         _estimator(stack).turn(stack.kept, new)
     found = [_estimator(s).sample(s.kept, X, scale) for s, X in zip(stacks, probes, strict=True)]
-    for stack, sample, draw in zip(stacks, workers.mean(found), draws, strict=True):
-        stack.kept["c"].lerp_(sample, average_gain(config.curvature_ema, stack.refits + 1))
+    for stack, seen, draw in zip(stacks, workers.mean(found), draws, strict=True):
+        stack.kept["c"].lerp_(seen, average_gain(config.curvature_ema, stack.refits + 1))
         stack.counted(stack.refits + 1, stack.bases_drawn + draw, own)
     take_minimizer(stacks, config)
 
@@ -98,7 +142,9 @@ def refit_inner_loop(
         GS = _products(stacks, S, product, k)
         for loop, part, curved in zip(loops, S, GS, strict=True):
             loop.step(curved + config.damping * part - loop.X, config.inner_lr)
-    guarded = config.structure in {"scalar", "diagonal"} and not config.positive and not config.allow_inversion
+    guarded = (
+        config.structure in {"scalar", "diagonal"} and not config.positive and not config.allow_inversion
+    )
     for stack, loop in zip(stacks, loops, strict=True):
         arrays = loop.arrays(config.ema)
         if not config.warm_start:  # the average is with U, not with where the loop began

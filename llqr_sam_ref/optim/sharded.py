@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from llqr_sam_ref.optim.blocks import Vector
-from llqr_sam_ref.optim.distributed import local_tensors, match_sharding
+from llqr_sam_ref.optim.distributed import local_tensors, match_sharding, widen
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
-from llqr_sam_ref.optim.metric import widen
 
 
 def sharded_gradients(
@@ -70,4 +69,6 @@ def sharded_gradients(
     finally:
         for p, gradient in aside:
             p.grad = gradient
-    return {name: torch.stack(stack) for name, stack in zip(parameters, zip(*found, strict=True), strict=True)}
+    return {
+        name: torch.stack(stack) for name, stack in zip(parameters, zip(*found, strict=True), strict=True)
+    }

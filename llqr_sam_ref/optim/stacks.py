@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llqr_sam_ref.optim.blocks import Block, Group, Vector
+from llqr_sam_ref.optim.blocks import Group, Vector
 from llqr_sam_ref.optim.distributed import is_sharded, local_tensors
 from llqr_sam_ref.optim.estimate import Estimator
+from llqr_sam_ref.optim.parts import Part
 from llqr_sam_ref.optim.structure import Factors, Structure
 
 Own = dict[Tensor, dict[str, Any]]
@@ -32,14 +33,19 @@ class Stack:
         parameters: the parameters of each block, in its order.
         estimator: of the curvature (closed form); None with the inner loop.
         kept: stored arrays of U, and the estimator's memory, each with the blocks along the first axis.
+        dtype: of everything kept: at least float32.
+        device: of everything kept.
         refits: how often these blocks were refitted.
         bases_drawn: how often their bases were drawn.
+        clip_hits: how often the last inner loop clipped each array of each block.
     """
 
     group: Group
     parameters: list[tuple[Tensor, ...]]
     estimator: Estimator | None
     kept: Factors
+    dtype: torch.dtype
+    device: torch.device
     refits: int = 0
     bases_drawn: int = 0
     clip_hits: dict[str, Int[Tensor, " b"]] = field(default_factory=dict)
@@ -55,21 +61,16 @@ class Stack:
         return {name: self.kept[name] for name in self.structure.array_shapes()}
 
     @property
+    def trainable(self) -> bool:
+        """Whether there is something to learn."""
+        return any(p.requires_grad for block in self.parameters for p in block)
+
+    @property
     def heads(self) -> list[Tensor]:
         """The first parameter of each block: the one whose saved state holds the block's tensors."""
         return [block[0] for block in self.parameters]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of everything kept: at least float32."""
-        return next(iter(self.kept.values())).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of everything kept."""
-        return next(iter(self.kept.values())).device
-
-    def gather(self, vector: Vector, leading: tuple[int, ...] = ()) -> Float[Tensor, "b *leading *block"]:
+    def gather(self, vector: Vector, leading: tuple[int, ...] = ()) -> Float[Tensor, "b ..."]:
         """The stack of the blocks' entries in a vector of weights; zeros for parameters that it lacks."""
         full = dict(vector)
         for block in self.group.blocks:
@@ -80,43 +81,16 @@ class Stack:
 
     def apply(self, vector: Vector) -> Vector:
         """U v on the blocks' parameters, as new tensors."""
-        return self.group.scatter(self.structure.apply(self.arrays, self.gather(vector)))
+        with torch.autocast(self.device.type, enabled=False):
+            X = self.gather(vector)
+            S = self.structure.apply(self.arrays, X)
+        return self.group.scatter(S.clone() if S is X else S)
 
     def counted(self, refits: int, bases_drawn: int, own: Own) -> None:
         """Set the counters, here and where they are saved."""
         self.refits, self.bases_drawn = refits, bases_drawn
         for head in self.heads:
             own[head].update(zip(COUNTS, (refits, bases_drawn), strict=True))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One block before it is stacked.
-
-    Args:
-        block: names, shapes, structure.
-        parameters: in the block's order.
-        closed: whether its U comes from an estimate of the curvature.
-    """
-
-    block: Block
-    parameters: tuple[Tensor, ...]
-    closed: bool
-
-    @property
-    def estimator(self) -> Estimator | None:
-        """Of the curvature."""
-        return Estimator(self.block.structure) if self.closed else None
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of all tensors that the block keeps on this rank."""
-        memory = Estimator(self.block.structure).shapes() if self.closed else {}
-        return {**self.block.structure.array_shapes(), **memory}
-
-    def saved_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The same in the parameter's saved state, where what is sharded has the parameter's shape."""
-        head, shapes = self.parameters[0], self.shapes()
-        return dict.fromkeys(shapes, tuple(head.shape)) if is_sharded(head) else shapes
 
 
 def make_stacks(parts: Iterable[Part], own: Own) -> list[Stack]:
@@ -135,10 +109,11 @@ def make_stacks(parts: Iterable[Part], own: Own) -> list[Stack]:
     for part in parts:
         head = part.parameters[0]
         dtype = torch.promote_types(head.dtype, torch.float32)
-        age = tuple(own.get(head, {}).get(name, 0) for name in COUNTS)
+        refits, bases_drawn = (int(own.get(head, {}).get(name, 0)) for name in COUNTS)
+        age = refits, bases_drawn, any(p.requires_grad for p in part.parameters)
         together.setdefault((part.block.structure, dtype, head.device, age), []).append(part)
     stacks = []
-    for (structure, dtype, device, age), members in together.items():
+    for (structure, dtype, device, (refits, bases_drawn, _)), members in together.items():
         fresh = structure.identity((len(members),), dtype, device)
         for name, shape in members[0].shapes().items():
             fresh.setdefault(name, torch.zeros((len(members), *shape), dtype=dtype, device=device))
@@ -150,8 +125,9 @@ def make_stacks(parts: Iterable[Part], own: Own) -> list[Stack]:
                     stacked[row].copy_(local_tensors([found[name]])[0].reshape(stacked[row].shape))
             own[head] = {name: placed_as(stacked[row], head) for name, stacked in fresh.items()}
         group = Group(structure, tuple(part.block for part in members))
-        stack = Stack(group, [part.parameters for part in members], members[0].estimator, fresh)
-        stack.counted(*age, own)
+        parameters = [part.parameters for part in members]
+        stack = Stack(group, parameters, members[0].estimator, fresh, dtype, device)
+        stack.counted(refits, bases_drawn, own)
         stacks.append(stack)
     return stacks
 

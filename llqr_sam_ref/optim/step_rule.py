@@ -1,17 +1,19 @@
-"""How long the step is once U has said where it goes, and what a base must be like to be asked for its update."""
+"""How the base optimizer is made to step by U: on its gradient or on its update, and how long the step is."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from llqr_sam_ref.optim.distributed import Tensors, inner_products
+from llqr_sam_ref.optim.distributed import Tensors, inner_products, is_sharded, widen
+from llqr_sam_ref.optim.stacks import placed_as
 
 
 def apply_rule(
@@ -58,6 +60,75 @@ def _together(rule: str, learned: Sequence[bool]) -> list[list[int]]:
         return [[i] for i in range(len(learned))]
     parts = [[i for i, known in enumerate(learned) if known is kind] for kind in (True, False)]
     return [part for part in parts if part]
+
+
+@contextmanager
+def other_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the parameters have these gradients; afterwards the very tensors that they had before.
+
+    Args:
+        parameters: whose ``.grad`` is replaced.
+        gradients: local tensors, in any precision.
+
+    Yields:
+        Nothing.
+    """
+    aside = [p.grad for p in parameters]
+    try:
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = placed_as(gradient, p) if is_sharded(p) else gradient.to(p.dtype)
+        yield
+    finally:
+        for p, before in zip(parameters, aside, strict=True):
+            p.grad = before
+
+
+@contextmanager
+def update_from_zero(base: Optimizer, weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Let the base step from w = 0 with learning rate 1 and no decay; weights and settings are restored at the end.
+
+    Args:
+        base: the optimizer; its own state moves on by one step.
+        weights: local tensors of all parameters that have a gradient.
+
+    Yields:
+        Minus the update, -M: the weights themselves, at least float32, valid inside only.
+    """
+    saved = [weight.clone() for weight in weights]
+    settings = [
+        {name: value for name, value in group.items() if name in {"lr", "weight_decay"}}
+        for group in base.param_groups
+    ]
+    try:
+        for weight in weights:
+            weight.zero_()
+        for group, before in zip(base.param_groups, settings, strict=True):
+            group.update({name: 1.0 if name == "lr" else 0.0 for name in before})
+        base.step()
+        yield widen(weights)
+    finally:
+        for group, before in zip(base.param_groups, settings, strict=True):
+            group.update(before)
+        for weight, value in zip(weights, saved, strict=True):
+            weight.copy_(value)
+
+
+def move(weights: Sequence[Tensor], moves: Sequence[Tensor], lr: float | Tensor, decay: float) -> None:
+    """Set w to (1 - lr decay) w + lr move, in place, in the precision of the moves.
+
+    Args:
+        weights: local tensors.
+        moves: of their shapes, at least float32.
+        lr: learning rate.
+        decay: weight decay, decoupled.
+    """
+    for w, step in zip(weights, moves, strict=True):
+        wide = w if w.dtype is step.dtype else w.to(step.dtype)
+        if decay:
+            wide.mul_(1.0 - lr * decay)
+        wide.add_(step * lr)
+        if wide is not w:
+            w.copy_(wide)
 
 
 def reads_weights(base: Optimizer) -> bool:

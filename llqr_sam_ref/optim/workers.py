@@ -83,7 +83,7 @@ def _together(tensors: Sequence[Tensor], communicate: Callable[[Tensor], object]
     for indices in alike.values():
         flat = torch.cat([tensors[i].reshape(-1) for i in indices])
         communicate(flat)
-        parts = flat.split([tensors[i].numel() for i in indices])
+        parts = torch.split(flat, [tensors[i].numel() for i in indices])
         for index, part in zip(indices, parts, strict=True):
             result[index] = part.view(tensors[index].shape)
     return result

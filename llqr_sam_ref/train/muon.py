@@ -49,7 +49,8 @@ def orthogonalize(matrix: Float[Tensor, "m n"], *, half: bool = False) -> Float[
     for _ in range(ITERATIONS):
         gram = X @ X.T
         X = a * X + (b * gram + c * gram @ gram) @ X
-    return (X.T if tall else X).to(matrix.dtype)
+    result: Tensor = (X.T if tall else X).to(matrix.dtype)
+    return result
 
 
 class Muon(Optimizer):
@@ -106,7 +107,7 @@ class Muon(Optimizer):
                     )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
         Args:

@@ -60,7 +60,7 @@ def learning_rate(config: ScheduleConfig, lr: float, step: int, steps_per_epoch:
         return config.final_lr + (lr - config.final_lr) * (1 + math.cos(math.pi * done)) / 2
     if config.schedule == "step":
         passed = sum(step >= round(epoch * steps_per_epoch) for epoch in config.milestones)
-        return lr * config.factor**passed  # type: ignore[no-any-return]
+        return lr * config.factor**passed
     if config.schedule == "inverse-sqrt":
         return lr * math.sqrt(max(1, warm) / (step + 1))
     return lr

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
 from book.experiments import bench
 from book.experiments.timing import CLOCKS, Claim, Stopwatch, row, table
@@ -17,7 +17,7 @@ from book.experiments.timing import CLOCKS, Claim, Stopwatch, row, table
 def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("results")
     path = bench.main(bench.Options(quick=True, folder=folder))
-    assert path.parent == folder
+    assert path == folder / "bench.json"
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
@@ -35,6 +35,10 @@ def test_the_quick_run_measures_every_line(stored: dict[str, Any]) -> None:
             assert all(value > 0 for values in seconds.values() for value in values)
 
 
+def test_the_command_line_says_how_large_and_where() -> None:
+    assert tyro.cli(bench.Options, args=["--quick", "--device", "cpu"]) == bench.Options(quick=True)
+
+
 def test_the_environment_is_stored_with_it(stored: dict[str, Any]) -> None:
     provenance = stored["provenance"]
     assert provenance["command"].endswith("bench --quick")
@@ -45,10 +49,12 @@ def test_the_environment_is_stored_with_it(stored: dict[str, Any]) -> None:
 
 
 def test_what_is_kept_between_steps_is_counted(stored: dict[str, Any]) -> None:
-    memory = {line["what"].partition(": ")[2]: line for line in stored["results"]["rows"] if "memory" in line["what"]}
-    assert all(line["ok"] is not False for line in memory.values())
-    assert memory["SAM"]["measured"] == pytest.approx(1.0, abs=1e-3)
-    assert memory["LLQR+SAM published"]["measured"] == pytest.approx(2.0, abs=1e-3)
+    rows = {line["what"]: line for line in stored["results"]["rows"]}
+    kept = {what.partition(": ")[2]: line for what, line in rows.items() if what.startswith("numbers kept")}
+    assert all(line["ok"] is not False for line in kept.values())
+    assert kept["SAM"]["measured"] == pytest.approx(1.0, abs=0.005)
+    assert kept["LLQR+SAM published"]["measured"] == pytest.approx(2.0, abs=0.005)
+    assert kept["U alone, dense"]["measured"] > 100 * kept["U alone, kronecker, both sides full"]["measured"]
 
 
 def test_a_ratio_is_one_of_medians_and_a_missed_limit_shows() -> None:

@@ -28,7 +28,7 @@ class Attention(nn.Module):
         q, k, v = self.mix(self.norm(x)).view(n, length, 3, 2, 2).unbind(2)
         heads = [t.transpose(1, 2) for t in (q, k, v)]
         y = functional.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(n, length, width)
-        return self.head((x + y).mean(1))  # type: ignore[no-any-return]
+        return self.head((x + y).mean(1))
 
 
 class Block(nn.Module):
@@ -36,8 +36,8 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block = BasicBlock(2, 3)
-        self.head = nn.Linear(3, 3)
+        self.block = BasicBlock(1, 2)
+        self.head = nn.Linear(2, 3)
         with torch.no_grad():
             for part in self.modules():
                 if isinstance(part, nn.BatchNorm2d):
@@ -46,7 +46,7 @@ class Block(nn.Module):
                         tensor.copy_(torch.rand_like(tensor) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.block(x).mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(self.block(x).mean((2, 3)))
 
 
 class Tied(nn.Module):
@@ -60,7 +60,7 @@ class Tied(nn.Module):
         self.out.weight = self.embed.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.tanh(self.middle(self.embed(x)))).transpose(1, 2)  # type: ignore[no-any-return]
+        return self.out(torch.tanh(self.middle(self.embed(x)))).transpose(1, 2)
 
 
 def case(name: str) -> Case:
@@ -73,22 +73,18 @@ def case(name: str) -> Case:
         return mlp((4, 6, 3)).double(), nn.MSELoss(), _normal(5, 4), _normal(5, 3)
     if name == "convolutions, in place":
         net = nn.Sequential(
-            nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2, groups=1),
+            nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(2, 4, 2, groups=2),
             nn.GroupNorm(2, 4), nn.SiLU(inplace=True), nn.Flatten(), nn.Linear(4, 3),
         )  # fmt: skip
         return net.double(), nn.BCEWithLogitsLoss(), _normal(5, 2, 4, 4), torch.rand(5, 3).double().round()
     if name == "residual block, batch norm":
-        return Block().double().eval(), nn.CrossEntropyLoss(label_smoothing=0.1), _normal(5, 2, 4, 4), labels
+        return Block().double().eval(), nn.CrossEntropyLoss(label_smoothing=0.1), _normal(5, 1, 3, 3), labels
     if name == "attention":
         return Attention().double(), nn.CrossEntropyLoss(reduction="sum"), _normal(5, 3, 4), labels
     if name == "encoder layer":
-        layer = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True)
-        return (
-            nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 3)).double().eval(),
-            nn.CrossEntropyLoss(),
-            _normal(5, 3, 4),
-            labels,
-        )
+        layer = nn.TransformerEncoderLayer(4, 2, 3, dropout=0.0, batch_first=True)
+        net = nn.Sequential(layer, nn.Flatten(), nn.Linear(8, 3))
+        return net.double().eval(), nn.CrossEntropyLoss(), _normal(5, 2, 4), labels
     if name == "tied, ignored labels":
         targets = torch.tensor([[1, 4, -1], [0, 2, 2], [3, -1, -1]])
         return (
@@ -99,8 +95,8 @@ def case(name: str) -> Case:
         )
     assert name == "frozen"
     net = mlp((4, 5, 4, 3), "gelu").double()
-    net[1].weight.requires_grad_(False)  # type: ignore[union-attr]
-    net[3].bias.requires_grad_(False)  # type: ignore[union-attr]
+    net[1].weight.requires_grad_(False)
+    net[3].bias.requires_grad_(False)
     return net, nn.CrossEntropyLoss(), _normal(5, 4), labels
 
 

@@ -27,7 +27,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import SGD, AdamW, Optimizer
 
-from llqr_sam_ref.optim import SAM, Adaptive, Fisher, Monge, frozen_batch_stats
+from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.optim import LLQR, SAM, Adaptive, Fisher, Monge, frozen_batch_stats
 from tests.optim._training import backward, same, weights
 
 Loss = nn.CrossEntropyLoss
@@ -39,6 +40,12 @@ FACTORIES: dict[str, Factory] = {
     "SAM+Monge": lambda base, model, loss: SAM(base, metric=Monge()),
     "SAM+Adaptive": lambda base, model, loss: SAM(base, metric=Adaptive()),
     "SAM+Fisher": lambda base, model, loss: SAM(base, metric=Fisher()),
+    "llqr": lambda base, model, loss: LLQR(base, model, loss, LLQRConfig(every=2)),
+    "llqr-published": lambda base, model, loss: LLQR(base, model, loss, LLQRConfig.published(every=2)),
+    "sam-llqr": lambda base, model, loss: SAM(LLQR(base, model, loss, LLQRConfig(every=2))),
+    "sam-llqr-published": lambda base, model, loss: SAM(
+        LLQR(base, model, loss, LLQRConfig.published(every=2))
+    ),
 }
 BASES: dict[str, Callable[[Any], Optimizer]] = {
     "SGD": lambda parameters: SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),

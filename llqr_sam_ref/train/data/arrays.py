@@ -105,7 +105,7 @@ def moments(images: UInt8[Tensor, "n c h w"]) -> tuple[Tensor, Tensor]:
         Two tensors (1, c, 1, 1) in float64; a constant channel has deviation 1.
     """
     total = torch.zeros(2, images.shape[1], dtype=torch.float64)
-    for part in images.split(1000):
+    for part in torch.split(images, 1000):
         wide = part.double()
         total += torch.stack((wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))))
     mean, square = total / (images.numel() / images.shape[1])

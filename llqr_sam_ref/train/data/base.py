@@ -52,7 +52,7 @@ class Data(ABC):
                 f"batch_size={size} but {self.name} has {self.train_size} training examples; pass at most that."
             )
         order = torch.randperm(self.train_size, generator=generator)
-        return list(order[: self.train_size // size * size].split(size))
+        return list(torch.split(order[: self.train_size // size * size], size))
 
     def steps(self, size: int) -> int:
         """Batches in an epoch: the same number in every epoch."""
@@ -70,7 +70,7 @@ class Data(ABC):
         """How many targets of each training example count; None if the same number everywhere."""
         return None
 
-    def announce(self, indices: Tensor, uniforms: Tensor) -> None:
+    def announce(self, indices: Tensor, uniforms: Tensor) -> None:  # noqa: B027  (nothing to do is the rule)
         """This batch comes next: a data set that has to read it may begin."""
 
     def loss(self, smoothing: float) -> nn.Module:

@@ -91,7 +91,7 @@ def load(config: DataConfig, device: torch.device, dtype: torch.dtype) -> Data:
         The data.
 
     Raises:
-        ValueError: files are missing or damaged.
+        MissingDataError: files are missing.
     """
     layout = LAYOUT[config.data]
     root = folder(config, f"{layout['archive']} or its unpacked folder")

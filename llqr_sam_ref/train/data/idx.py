@@ -64,7 +64,7 @@ def load(config: DataConfig, device: torch.device, dtype: torch.dtype) -> Data:
         The data.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        MissingDataError: a file is missing.
     """
     kind = TORCHVISION[config.data]
     root = folder(config, "the four IDX files (train-images-idx3-ubyte.gz, ...)")

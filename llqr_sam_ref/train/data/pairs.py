@@ -49,7 +49,7 @@ class PairData(Data):
         edges = _terciles(source.images)
         train = _captions(source.images, source.labels, edges)[: config.train_examples]
         test = _captions(source.test_images, source.test_labels, edges)[: config.test_examples]
-        self.all, number = torch.cat((train, test)).unique(dim=0, return_inverse=True)
+        self.all, number = torch.unique(torch.cat((train, test)), dim=0, return_inverse=True)
         chosen = noisy(number[: len(train)], len(self.all), config.label_noise)
         self.images = ((source.images - source.mean) / source.deviation)[: len(train)].to(device)
         self.test_images = ((source.test_images - source.mean) / source.deviation)[: len(test)].to(device)

@@ -86,7 +86,7 @@ class ParallelData(Data):
         found: list[Tensor] = []
         for bucket in self.buckets:
             shuffled = bucket[torch.randperm(len(bucket), generator=generator)]
-            found.extend(shuffled.split(size // int(self.lengths[bucket].max())))
+            found.extend(torch.split(shuffled, size // int(self.lengths[bucket].max())))
         order = torch.randperm(len(found), generator=generator)
         return [found[i] for i in order.tolist()]
 
@@ -186,4 +186,4 @@ def _numbers(sentence: list[str], vocabulary: dict[str, int]) -> Tensor:
 
 def _clean(source: list[str], target: list[str], max_ratio: float, max_length: int) -> bool:
     lengths = sorted((len(source), len(target)))
-    return 0 < lengths[0] and lengths[1] <= min(max_length, max_ratio * lengths[0])
+    return bool(lengths[0]) and lengths[1] <= min(max_length, max_ratio * lengths[0])

@@ -1,0 +1,173 @@
+"""One small JSON file a run: what was asked, with what, on what, and what came out.
+
+Where files lie is not part of it: paths mean nothing on another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llqr_sam_ref.train.checkpoint import write_atomically
+from llqr_sam_ref.train.config import TrainConfig
+
+NAME = "record.json"
+PATHS = {"--out": "OUT", "--data-path": "DATA"}
+PACKAGES = ("llqr-sam-ref", "torch", "numpy", "scikit-learn", "torchvision", "timm")
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line that trains the same again, with paths replaced by OUT and DATA.
+
+    Args:
+        arguments: those of the program, its name left out.
+
+    Returns:
+        One line.
+    """
+    words: list[str] = []
+    hidden = ""
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        name = name.replace("_", "-")
+        if hidden:
+            words.append(hidden)
+            hidden = ""
+        elif name in PATHS:
+            words.append(f"{name}={PATHS[name]}" if equals else name)
+            hidden = "" if equals else PATHS[name]
+        else:
+            words.append(argument)
+    return " ".join(("python -m llqr_sam_ref", *words))
+
+
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """The commit, the versions and the machine.
+
+    Args:
+        device: where the run computes.
+        processes: how many trained together.
+
+    Returns:
+        {"commit", "versions", "device", "processes", "threads", "system"}.
+    """
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        versions["cuda"] = str(torch.version.cuda)
+    return {
+        "commit": commit(),
+        "versions": versions,
+        "device": f"{device.type} ({name})",
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the package's source, "+" behind it if files differ; None outside of git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head, changes = (
+            subprocess.run(
+                ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "llqr_sam_ref"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")
+
+
+def described(config: TrainConfig) -> dict[str, Any]:
+    """All settings, without where the data lies."""
+    return {name: value for name, value in config.flat().items() if name != "data_path"}
+
+
+def write(folder: Path, record: dict[str, Any]) -> Path:
+    """Write a run's record.
+
+    Args:
+        folder: of the run.
+        record: anything JSON can hold; numbers have six digits, and null where they are not finite.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        RuntimeError: it cannot be written; the record goes to standard error instead.
+    """
+    path = folder / NAME
+    text = _text(_finite(record))
+    try:
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        print(text, file=sys.stderr)
+        raise RuntimeError(f"{path} cannot be written ({error}); the record is printed above.") from error
+    return path
+
+
+def read(run: str | Path) -> dict[str, Any]:
+    """Read a run's record.
+
+    Args:
+        run: the run's folder, or the file itself.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: there is none, or it is not one.
+    """
+    path = Path(run)
+    path = path / NAME if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; a run writes its record when it is finished.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        complete = isinstance(record, dict) and {"config", "metrics", "result"} <= record.keys()
+    except ValueError:
+        complete = False
+    if not complete:
+        raise ValueError(f"{path} is not the record of a run.")
+    return record  # type: ignore[no-any-return]
+
+
+def _text(record: dict[str, Any]) -> str:
+    """JSON with an entry a line, and in lists of objects one of these a line."""
+    lines = []
+    for key, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            shown = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        else:
+            shown = json.dumps(value)
+        lines.append(f" {json.dumps(key)}: {shown}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
