@@ -30,7 +30,7 @@ book: $(READY)
 	@echo "The book is at $(CURDIR)/_build/html/index.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ import jupytext
 import nbformat
 import yaml  # type: ignore[import-untyped]
 from bs4 import BeautifulSoup
+from filelock import FileLock
 from jupyter_cache import get_cache
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,9 +49,11 @@ NOTEBOOKS = [page for page in PAGES if "```{code-cell}" in source(page)]
 
 @functools.cache
 def _run() -> subprocess.CompletedProcess[str]:
-    """One build a session, whether it succeeds or not."""
+    """One build a test process, whether it succeeds or not; one at a time, and only the first has work to do."""
     command = [str(Path(sys.executable).with_name("jupyter-book")), *BUILD]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    HTML.parent.mkdir(exist_ok=True)
+    with FileLock(HTML.parent / "building.lock"):
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def build() -> Path:

@@ -340,7 +340,7 @@ def test_a_failed_refit_leaves_everything_as_it_was() -> None:
     saved = copy.deepcopy(opt.state_dict())
     opt.model.train()
     stream = torch.get_rng_state()
-    with pytest.raises(ValueError, match="not finite|NaN"):
+    with pytest.raises(ValueError, match=r"not finite|NaN"):
         opt.refit(NO_X, batch()[1])
     assert torch.equal(torch.get_rng_state(), stream)
     assert all(module.training for module in opt.model.modules())

@@ -1,0 +1,223 @@
+"""Two workers with half a batch each take the steps of one worker with the whole: LLQR and LLQR+SAM, float64, 1e-10."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
+
+from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.optim import LLQR, SAM
+from llqr_sam_ref.optim.workers import Workers
+from tests.optim._ranks import run_on_ranks
+from tests.optim._training import backward, same
+
+STEPS = 6
+DEFAULT = LLQRConfig(every=2, probes=4, basis_every=2)
+INNER = LLQRConfig.published(every=2, structure="kronecker", inner_lr=0.02, ema=0.5, inner_steps=10)
+CONFIGS: dict[str, LLQRConfig] = {
+    "default": DEFAULT,
+    "default, one probe": replace(DEFAULT, probes=1),
+    "default, summed, absolute": replace(DEFAULT, reduction="sum", damping_kind="absolute", damping=3.0),
+    "default, true labels": replace(DEFAULT, probe_vector="gradient"),
+    "dense": replace(DEFAULT, structure="dense"),
+    "published": LLQRConfig.published(every=2, inner_lr=0.02, ema=0.5),
+    "published, newton": LLQRConfig.published(every=2, divergence="newton", inner_lr=0.02),
+    "inner loop, four probes": replace(INNER, probes=4, probe_vector="sampled"),
+}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def batch(t: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(t)
+    x = torch.randn(16, 5, generator=generator, dtype=torch.float64)
+    return x, (x[:, :3] + 0.5 * x[:, 2:]).argmax(1)
+
+
+def train(
+    model: nn.Module, config: LLQRConfig, rho: float, share: Callable[[Tensor], Tensor]
+) -> tuple[LLQR, list[Tensor]]:
+    """Some steps on this worker's share of every batch, and the weights after each."""
+    loss_fn = nn.CrossEntropyLoss()
+    rate = 0.02 if config.acts_on == "update" else 0.2
+    llqr = LLQR(SGD(model.parameters(), lr=rate, momentum=0.9), model, loss_fn, config)
+    opt: Any = SAM(llqr, rho) if rho else llqr
+    path = []
+    for t in range(STEPS):
+        if llqr.refit_due:
+            uniforms = torch.rand(16, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+            chosen = {} if t else {"uniforms": share(uniforms)}  # the first from the test, the others its own
+            llqr.refit(*map(share, batch(100 + t)), **chosen)
+        x, y = map(share, batch(t))
+
+        def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+            opt.zero_grad()
+            return backward(loss_fn(model(x), y))
+
+        opt.step(closure)
+        path.append(torch.cat([_whole(p).reshape(-1) for p in model.parameters()]))
+    return llqr, path
+
+
+def _whole(tensor: Any) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.detach().clone()
+
+
+def half(rank: int) -> Callable[[Tensor], Tensor]:
+    return lambda whole: whole.chunk(2)[rank]
+
+
+def on_a_rank(rank: int) -> dict[str, Any]:
+    """Everything that needs two processes, in one start of them."""
+    found: dict[str, Any] = {}
+    for name, config in CONFIGS.items():
+        for rho in (0.0, 0.1):
+            model = DistributedDataParallel(network())
+            opt, path = train(model, config, rho, half(rank))
+            stored = [t for entries in opt.own.values() for t in entries.values() if isinstance(t, Tensor)]
+            found[f"{name}, {rho}"] = path, stored
+    found["errors"] = [error_of(rank, wrong) for wrong in (three_probes, unequal_shares, sharded_default)]
+    config = replace(DEFAULT, structure="diagonal")
+    for rho in (0.0, 0.1):
+        opt, path = train(sharded(), config, rho, half(rank))
+        entries = next(iter(opt.own.values()))
+        found[f"sharded, {rho}"] = path, tuple(entries["d"].shape), type(entries["d"]).__name__
+    found["sharded gradients"] = gradients_stay(rank)
+    found["sharded resume"] = sharded_resume(rank)
+    return found
+
+
+def sharded() -> nn.Module:
+    model = network()
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def gradients_stay(rank: int) -> bool:
+    """A refit of a sharded model leaves the gradients that are there."""
+    model = sharded()
+    opt = LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), replace(DEFAULT, structure="diagonal"))
+    x, y = map(half(rank), batch(0))
+    backward(nn.functional.cross_entropy(model(x), y))
+    before = [p.grad for p in model.parameters()]
+    values = [_whole(g) for g in before]
+    opt.refit(x, y)
+    after = [p.grad for p in model.parameters()]
+    return all(a is b for a, b in zip(before, after, strict=True)) and same(values, [_whole(g) for g in after])
+
+
+def sharded_resume(rank: int) -> bool:
+    """What is saved of a sharded U is sharded too, and goes on where it was."""
+    config = replace(DEFAULT, structure="diagonal")
+    model = sharded()
+    opt, _ = train(model, config, 0.0, half(rank))
+    twin = sharded()
+    again = LLQR(SGD(twin.parameters(), lr=0.02, momentum=0.9), twin, nn.CrossEntropyLoss(), config)
+    twin.load_state_dict(model.state_dict())
+    again.load_state_dict(opt.state_dict())
+    for one, other in ((model, opt), (twin, again)):
+        if other.refit_due:
+            other.refit(*map(half(rank), batch(50)))
+        other.zero_grad()
+        x, y = map(half(rank), batch(51))
+        backward(nn.functional.cross_entropy(one(x), y))
+        other.step()
+    return same([_whole(p) for p in model.parameters()], [_whole(p) for p in twin.parameters()])
+
+
+def three_probes(rank: int) -> None:
+    model = network()
+    LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), replace(DEFAULT, probes=3)).refit(*batch(0))
+
+
+def unequal_shares(rank: int) -> None:
+    model = network()
+    x, y = batch(0)
+    opt = LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), DEFAULT)
+    opt.refit(x[: 8 - 4 * rank], y[: 8 - 4 * rank])
+
+
+def sharded_default(rank: int) -> None:
+    model = sharded()
+    LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), DEFAULT)
+
+
+def error_of(rank: int, wrong: Callable[[int], None]) -> str:
+    try:
+        wrong(rank)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.fixture(scope="module")
+def two() -> list[dict[str, Any]]:
+    return run_on_ranks(on_a_rank)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_workers_equal_one(name: str, rho: float, two: list[dict[str, Any]]) -> None:
+    _, expected = train(network(), CONFIGS[name], rho, lambda whole: whole)
+    (path, stored), (other, twin) = (results[f"{name}, {rho}"] for results in two)
+    for found, wanted in zip(path, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    assert float((expected[-1] - expected[0]).abs().max()) > 1e-2
+    assert same(path, other)  # bit for bit
+    assert same(stored, twin)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+def test_sharded_workers_equal_one(rho: float, two: list[dict[str, Any]]) -> None:
+    """Micro-batch j of a sharded model is made of the j-th micro-batches of all workers."""
+
+    def interleaved(whole: Tensor) -> Tensor:
+        return whole.view(2, 4, 2, *whole.shape[1:]).transpose(0, 1).reshape(whole.shape)
+
+    config = replace(DEFAULT, structure="diagonal")
+    with pytest.MonkeyPatch.context() as patch:
+        import llqr_sam_ref.optim.llqr as module  # noqa: PLC0415
+
+        draw = module.draw_uniforms
+        patch.setattr(module, "draw_uniforms", lambda *given: interleaved(draw(*given)))
+        _, expected = train(network(), config, rho, interleaved)
+    for results in two:
+        path, shape, kind = results[f"sharded, {rho}"]
+        for found, wanted in zip(path, expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+        assert (shape, kind) == ((6, 5), "DTensor")
+
+
+def test_sharded_refits_leave_the_gradients_and_resume(two: list[dict[str, Any]]) -> None:
+    assert [results["sharded gradients"] for results in two] == [True, True]
+    assert [results["sharded resume"] for results in two] == [True, True]
+
+
+def test_what_cannot_be_shared_says_so(two: list[dict[str, Any]]) -> None:
+    for results in two:
+        probes, shares, sharding = results["errors"]
+        assert "probes=3 micro-batches cannot be shared by 2 workers; choose a multiple, or 1" in probes
+        assert "the number of probe examples differs between the workers: [8, 4]" in shares
+        assert "structure='ekfac'" in sharding
+        assert "use structure='diagonal' with solver='closed-form'" in sharding
+
+
+def test_a_single_process_is_one_worker() -> None:
+    alone = Workers.of()
+    assert (alone.rank, alone.count) == (0, 1)
