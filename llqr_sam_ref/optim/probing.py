@@ -88,7 +88,6 @@ class ProbeBatch:
                 f"inputs holds {self.examples} examples, which {self.share} micro-batches (probes={self.probes}) do "
                 "not divide; pass a multiple."
             )
-        self._terms: float | None = None
 
     @property
     def own_reduction(self) -> str:
@@ -116,12 +115,12 @@ class ProbeBatch:
             raise ValueError(f"inputs do not fit the model: {error}") from error
         return (shape[0] * self.examples // few, *shape[1:])
 
-    def terms(self, output_shape: tuple[int, ...] | None = None) -> float:
+    def terms(self, output_shape: tuple[int, ...]) -> float:
         """The number of terms that this share's loss adds up; its examples where the likelihood is not known."""
         if self.likelihood is None:
             return float(self.examples)
-        shape = self.output_shape() if output_shape is None else output_shape
-        return float(self.likelihood.terms(torch.zeros((), dtype=torch.float64).expand(shape), self.targets))
+        outputs = torch.zeros((), dtype=torch.float64).expand(output_shape)
+        return float(self.likelihood.terms(outputs, self.targets))
 
     def gradients(
         self, probe_vector: str, uniforms: Callable[[tuple[int, ...]], Tensor]
@@ -139,17 +138,22 @@ class ProbeBatch:
         Raises:
             ValueError: the batch does not fit, or gives gradients with NaN or Inf.
         """
-        if probe_vector == "sampled" and self.likelihood is not None:
+        likelihood = self.likelihood if probe_vector == "sampled" else None
+        if self.sharded:
+            law = self.loss_fn if likelihood is None else likelihood
+            V, shape = sharded_gradients(
+                self.model, law, self.inputs, self.targets, uniforms, probes=self.share
+            )
+        elif likelihood is not None:
             shape = self.output_shape()
-            terms, u = self.terms(shape), uniforms(self.likelihood.uniforms_shape(shape))
-            sample = sharded_gradients if self.sharded else sampled_gradients
-            V = sample(self.model, self.likelihood, self.inputs, self.targets, u, probes=self.share)
+            u = uniforms(likelihood.uniforms_shape(shape))
+            V = sampled_gradients(self.model, likelihood, self.inputs, self.targets, u, probes=self.share)
         else:
-            terms = self.terms()
-            gradients = sharded_gradients if self.sharded else batch_gradients
-            V = gradients(self.model, self.loss_fn, self.inputs, self.targets, probes=self.share)
-            if self.own_reduction == "sum":
-                V = {name: tensor * (self.share / terms) for name, tensor in V.items()}
+            shape = self.output_shape()
+            V = batch_gradients(self.model, self.loss_fn, self.inputs, self.targets, probes=self.share)
+        terms = self.terms(shape)
+        if likelihood is None and self.own_reduction == "sum":
+            V = {name: tensor * (self.share / terms) for name, tensor in V.items()}
         if self.probes == 1 and not self.sharded:
             V = dict(zip(V, self.workers.mean(list(V.values())), strict=True))
         bad = [name for name, tensor in V.items() if not bool(tensor.isfinite().all())]

@@ -6,7 +6,7 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,10 +23,10 @@ def sharded_gradients(
     law: Likelihood | LossFn,
     inputs: Any,
     targets: Any,
-    uniforms: Tensor | None = None,
+    uniforms: Callable[[tuple[int, ...]], Tensor],
     *,
     probes: int,
-) -> Vector:
+) -> tuple[Vector, tuple[int, ...]]:
     """This rank's shards of the gradients of k micro-batches.
 
     Args:
@@ -34,32 +34,30 @@ def sharded_gradients(
         law: the likelihood, with labels sampled from the model, or the loss, with labels as given.
         inputs: this worker's share of the probe batch: a tensor, a tuple or a mapping.
         targets: its labels, or None.
-        uniforms: what sampled labels are made of.
+        uniforms: what gives uniforms of a shape, to sample labels from.
         probes: k, must divide the number of examples.
 
     Returns:
-        Stacked local gradients (k, *local shape) by parameter name, in float32 or better.
+        Stacked local gradients (k, *local shape) by parameter name, in float32 or better, and the shape of the
+        outputs on the whole share.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     aside = [(p, p.grad) for p in parameters.values()]
     found: list[list[Tensor]] = []
-    leaves, tree = pytree.tree_flatten((inputs, targets, uniforms))
-    device = next(iter(parameters.values())).device
-    size = len(next(leaf for leaf in leaves if isinstance(leaf, Tensor))) // probes
+    drawn: list[Tensor] = []
     try:
         for index in range(probes):
-            shard = [
-                leaf[index * size : (index + 1) * size] if isinstance(leaf, Tensor) and leaf.ndim else leaf
-                for leaf in leaves
-            ]
-            x, y, u = pytree.tree_unflatten(shard, tree)
+            x, y = pytree.tree_map(lambda leaf: _shard(leaf, index, probes), (inputs, targets))  # noqa: B023
             for p in parameters.values():
                 p.grad = None
-            with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            with torch.enable_grad():
                 z = module(**x) if isinstance(x, Mapping) else module(*(x if isinstance(x, tuple) else (x,)))
+                shape = (len(z) * probes, *z.shape[1:])
                 if isinstance(law, Likelihood):
+                    if not drawn:
+                        drawn = list(uniforms(law.uniforms_shape(shape)).chunk(probes))
                     at = z.detach()
-                    slope = law.score(at, law.sample(at, y, u.to(at))) / law.terms(at, y)
+                    slope = law.score(at, law.sample(at, y, drawn[index].to(at))) / law.terms(at, y)
                     torch.autograd.backward(z, slope)
                 else:
                     torch.autograd.backward(law(z) if y is None else law(z, y))
@@ -69,6 +67,9 @@ def sharded_gradients(
     finally:
         for p, gradient in aside:
             p.grad = gradient
-    return {
-        name: torch.stack(stack) for name, stack in zip(parameters, zip(*found, strict=True), strict=True)
-    }
+    stacks = (torch.stack(stack) for stack in zip(*found, strict=True))
+    return dict(zip(parameters, stacks, strict=True)), shape
+
+
+def _shard(leaf: Any, index: int, probes: int) -> Any:
+    return leaf.chunk(probes)[index] if isinstance(leaf, Tensor) and leaf.ndim else leaf

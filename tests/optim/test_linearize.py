@@ -27,7 +27,7 @@ _hessian: Callable[..., Tensor] = hessian
 class Dense:
     """Jacobian, Hessian and gradient of one case as matrices over the flat vector of trainable weights.
 
-    Row by row: torch's batched derivatives of layer norm are wrong in the scale (second order, 2.13).
+    Row by row where there is layer norm: torch's batched second derivatives in its scale are wrong (2.13).
     """
 
     def __init__(self, module: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: Tensor) -> None:
@@ -42,14 +42,15 @@ class Dense:
             return loss_fn(outputs(w), y)
 
         w = flat(trainable)
+        batched = not any(isinstance(part, nn.LayerNorm) for part in module.modules())
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         with sdpa_kernel(SDPBackend.MATH):
             z = outputs(w)
-            self.J = _jacobian(outputs, w).reshape(z.numel(), -1)
-            self.Q = _hessian(lambda z: loss_fn(z, y), z).reshape(z.numel(), -1)
-            self.H = _hessian(loss, w)
-            self.g = _jacobian(loss, w)
+            self.J = _jacobian(outputs, w, vectorize=batched).reshape(z.numel(), -1)
+            self.Q = _hessian(lambda z: loss_fn(z, y), z, vectorize=batched).reshape(z.numel(), -1)
+            self.H = _hessian(loss, w, vectorize=batched)
+            self.g = _jacobian(loss, w, vectorize=batched)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
