@@ -16,6 +16,7 @@ CHOICES = {
     "damping_kind": ("relative", "absolute"),
     "acts_on": ("update", "gradient"),
     "step_rule": ("rms", "rms-per-tensor", "graft", "none"),
+    "wide": ("identity", "blocks"),
 }
 
 
@@ -44,7 +45,8 @@ class LLQRConfig:
         curvature_ema: beta in [0, 1), decay of the curvature diagonal c over refits (closed form).
         basis_ema: beta_Q in [0, 1), decay of the Gram matrices behind the bases (closed form).
         basis_every: b, bases at refits 1, 2 and every multiple of b (closed form).
-        max_side: sides wider than this keep the identity, as basis or as factor; None for no limit.
+        max_side: the widest side that gets a full basis or factor; None for no limit.
+        wide: what a wider side gets: the "identity", or equal diagonal "blocks" no wider than ``max_side``.
         inner_steps: T, steps of a refit (inner loop).
         inner_lr: eta_U, their learning rate (inner loop).
         inner_momentum: their heavy ball, in [0, 1) (inner loop).
@@ -77,6 +79,7 @@ class LLQRConfig:
     basis_ema: float = 0.8
     basis_every: int = 5
     max_side: int | None = 1024
+    wide: str = "identity"
     inner_steps: int = 50
     inner_lr: float = 1e-3
     inner_momentum: float = 0.9

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,19 +50,27 @@ NOTEBOOKS = [page for page in PAGES if "```{code-cell}" in source(page)]
 
 
 @functools.cache
-def _run() -> subprocess.CompletedProcess[str]:
-    """One build a test process, whether it succeeds or not; one at a time, and only the first has work to do."""
-    command = [str(Path(sys.executable).with_name("jupyter-book")), *BUILD]
-    HTML.parent.mkdir(exist_ok=True)
-    with FileLock(HTML.parent / "building.lock"):
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def _complaints() -> list[str]:
+    """What the build complained about; the processes of one test run build once, and read it when it is done."""
+    this_run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"process {os.getpid()}")
+    record = HTML.parent / "tested.json"
+    record.parent.mkdir(exist_ok=True)
+    with FileLock(record.with_suffix(".lock")):
+        if record.is_file():
+            built = json.loads(record.read_text(encoding="utf-8"))
+            if built["run"] == this_run:
+                return list(built["complaints"])
+        command = [str(Path(sys.executable).with_name("jupyter-book")), *BUILD]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        lines = [line for line in result.stderr.splitlines() if "WARNING:" in line or "Error" in line]
+        complaints = (lines or [result.stderr[-2000:]]) if result.returncode else []
+        record.write_text(json.dumps({"run": this_run, "complaints": complaints}), encoding="utf-8")
+        return complaints
 
 
 def build() -> Path:
     """Render the book (or what changed since the last time) and return its folder."""
-    result = _run()
-    complaints = [line for line in result.stderr.splitlines() if "WARNING:" in line or "Error" in line]
-    assert result.returncode == 0, "the book does not build:\n" + "\n".join(complaints)
+    assert not _complaints(), "the book does not build:\n" + "\n".join(_complaints())
     return HTML
 
 

@@ -97,16 +97,17 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
 
     Raises:
         ValueError: weights that do not fit the shapes, or are not finite; a side wider than ``max_side`` with
-            the inner loop, which keeps all sides here.
+            the inner loop, or with ``wide="blocks"``.
 
     Source: the book, chapter 21.
     """
     closed = config.solver == "closed-form"
     widest = max((max(s) for layer in layers for s in layer if len(s) == 2), default=0)
-    if not closed and config.structure in TWO_SIDED and widest > (config.max_side or widest):
+    exceeded = config.max_side is not None and widest > config.max_side and config.structure in TWO_SIDED
+    if exceeded and not (closed and config.wide == "identity"):
         raise ValueError(
-            f"max_side={config.max_side} is exceeded by a side of {widest}, and the exact inner loop has no "
-            "identity sides; pass max_side=None."
+            f"max_side={config.max_side} is exceeded by a side of {widest}, and the exact version has neither "
+            "identity sides in the inner loop nor blocks; pass max_side=None."
         )
     U = identity_preconditioner(
         layers, config.structure, per_layer=not closed, positive=config.positive and not closed

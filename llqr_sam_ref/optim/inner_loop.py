@@ -107,8 +107,8 @@ class PlainLoop(InnerLoop):
         for name, gradient in gradients.items():
             gradient = _finite(gradient)
             batch = self.clip_hits[name].ndim
-            scale = self._scale(name, gradient.square().flatten(batch).sum(-1))
-            self._velocity[name].mul_(self.momentum).add_(gradient * _over(scale, gradient))
+            scale = self._scale(name, _inner(gradient, gradient, batch))
+            self._velocity[name].mul_(self.momentum).addcmul_(gradient, _over(scale, gradient))
             self._current[name].sub_(self._velocity[name], alpha=lr)
 
     def arrays(self, ema: float = 0.0) -> Factors:
@@ -199,17 +199,19 @@ class KroneckerLoop(InnerLoop):
         """
         z = Z.mT if self._turned else Z
         batch = z.ndim - 2
-        Y = self._left.split(_finite(self._right.right_transposed(z, self._B_now)))
+        Y = self._right.right_transposed(z, self._B_now)
+        Y = self._left.split(_finite(Y.clone() if self._B_now is None else Y))  # Y may be Z itself
         Y_gram = Y @ self._gram
-        scale = _over(self._scale(self._A, (Y * Y_gram).flatten(batch).sum(-1)), Y)
+        scale = self._scale(self._A, _inner(Y, Y_gram, batch))
         if self._B_now is not None and self._B_velocity is not None:
             dB = _finite(self._right.outer(z.mT, self._product.mT))
-            dB *= _over(self._scale(self._B, dB.square().flatten(batch).sum(-1)), dB)
-            self._B_velocity.mul_(self.momentum).add_(dB)
+            own_scale = self._scale(self._B, _inner(dB, dB, batch))
+            self._B_velocity.mul_(self.momentum).addcmul_(dB, _over(own_scale, dB))
             self._B_now.sub_(self._B_velocity, alpha=lr)
-        self._velocity.mul_(self.momentum).add_(Y * scale)
+        self._velocity.mul_(self.momentum).addcmul_(Y, _over(scale, Y))
         self._W.sub_(self._velocity, alpha=lr)
-        self._product_velocity.mul_(self.momentum).add_((Y_gram * scale).flatten(-3, -2))
+        change = Y_gram.flatten(-3, -2)
+        self._product_velocity.mul_(self.momentum).addcmul_(change, _over(scale, change))
         self._product.sub_(self._product_velocity, alpha=lr)
 
     def arrays(self, ema: float = 0.0) -> Factors:
@@ -249,6 +251,12 @@ def _over(scale: Tensor, array: Tensor) -> Tensor:
     return scale.reshape(*scale.shape, *(1 for _ in range(array.ndim - scale.ndim)))
 
 
+def _inner(a: Tensor, b: Tensor, batch: int) -> Tensor:
+    """<a, b>, one number a block."""
+    product: Tensor = torch.linalg.vecdot(a.flatten(batch), b.flatten(batch))
+    return product
+
+
 def _finite(gradient: Tensor) -> Tensor:
-    """NaN to 0, infinities to 1 and -1, as the published loop does."""
-    return torch.nan_to_num(gradient, nan=0.0, posinf=1.0, neginf=-1.0)
+    """NaN to 0, infinities to 1 and -1, in place, as the published loop does."""
+    return torch.nan_to_num_(gradient, nan=0.0, posinf=1.0, neginf=-1.0)

@@ -42,7 +42,7 @@ from llqr_sam_ref.optim.stacks import Preconditioner, make_stacks
 from llqr_sam_ref.optim.step_rule import apply_rule, move, other_gradients, reads_weights, update_from_zero
 from llqr_sam_ref.optim.workers import Workers
 
-FIXED = ("structure", "solver", "positive", "max_side")
+FIXED = ("structure", "solver", "positive", "max_side", "wide")
 Probe = Callable[[], tuple[Any, Any]]
 
 
@@ -138,7 +138,7 @@ class LLQR(OptimizerWrapper):
     def config(self) -> LLQRConfig:
         """What LLQR does; assign ``dataclasses.replace(opt.config, every=100)`` between steps to schedule it.
 
-        What decides which tensors there are (structure, solver, positive, max_side) cannot change.
+        What decides which tensors there are (structure, solver, positive, max_side, wide) cannot change.
         """
         return self._config
 
@@ -408,7 +408,7 @@ class LLQR(OptimizerWrapper):
 
     def _step_by_update(self, learned: Preconditioner, parameters: list[Tensor]) -> None:
         """The step w <- w - lr (rule(U M, M) + wd w), with M read off a step of the base from zero."""
-        self._gradients(parameters)
+        self._check_dense(parameters)
         weights = local_tensors(parameters)
         with update_from_zero(self.base, weights) as v:  # -M, in the memory of w
             moves = self._steps(learned, v, parameters)
@@ -425,16 +425,17 @@ class LLQR(OptimizerWrapper):
 
     def _gradients(self, parameters: list[Tensor]) -> list[Tensor]:
         """Local gradients of at least float32."""
-        gradients: list[Tensor] = []
+        self._check_dense(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return widen(local_tensors(match_sharding(gradients, parameters)))
+
+    def _check_dense(self, parameters: list[Tensor]) -> None:
         for index, parameter in enumerate(parameters):
-            gradient = parameter.grad
-            if gradient is None or gradient.layout is not torch.strided:
+            if parameter.grad is None or parameter.grad.layout is not torch.strided:
                 raise RuntimeError(
                     f"the gradient of parameter {index} is sparse; LLQR needs dense ones: pass sparse=False to the "
                     "embedding."
                 )
-            gradients.append(gradient)
-        return widen(local_tensors(match_sharding(gradients, parameters)))
 
     # What it holds.
 

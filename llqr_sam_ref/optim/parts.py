@@ -123,6 +123,7 @@ def make_parts(
             shape,
             positive=config.positive and not closed,
             max_side=config.max_side,
+            wide=config.wide,
         )
         block = Block(name, tuple(names[p] for p in members), shapes, structure)
         parts.append(Part(block, tuple(members), closed))

@@ -156,10 +156,11 @@ class ProbeBatch:
             V = {name: tensor * (self.share / terms) for name, tensor in V.items()}
         if self.probes == 1 and not self.sharded:
             V = dict(zip(V, self.workers.mean(list(V.values())), strict=True))
-        bad = [name for name, tensor in V.items() if not bool(tensor.isfinite().all())]
-        if bad:
+        finite = [tensor.isfinite().all() for tensor in V.values()]
+        if not bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
+            name = next(name for name, good in zip(V, finite, strict=True) if not good)
             raise ValueError(
-                f"the probe batch gives a gradient with NaN or Inf in {bad[0]!r}; check its inputs, and lower the "
+                f"the probe batch gives a gradient with NaN or Inf in {name!r}; check its inputs, and lower the "
                 "learning rate if the weights have diverged."
             )
         return V, terms

@@ -75,19 +75,16 @@ def refit_closed_form(
         own: where counters are saved.
     """
     k = len(next(iter(V.values())))
-    probes = [stack.gather(V, (k,)) for stack in stacks]
     draws = [basis_due(stack.refits + 1, config.basis_every) for stack in stacks]
-    turning = [
-        (s, X) for s, X, draw in zip(stacks, probes, draws, strict=True) if draw and _estimator(s).sides
-    ]
-    samples = _each([_estimator(s).gram_samples(X, scale) for s, X in turning], workers.mean)
+    turning = [stack for stack, draw in zip(stacks, draws, strict=True) if draw and _estimator(stack).sides]
+    grams = [_estimator(stack).gram_samples(stack.gather(V, (k,)), scale) for stack in turning]
     bases = []
-    for (stack, _), sample in zip(turning, samples, strict=True):
+    for stack, sample in zip(turning, _each(grams, workers.mean), strict=True):
         gain = average_gain(config.basis_ema, stack.bases_drawn + 1)
         bases.append(_estimator(stack).update_grams(stack.kept, sample, gain))
-    for (stack, _), new in zip(turning, _each(bases, workers.of_first), strict=True):
+    for stack, new in zip(turning, _each(bases, workers.of_first), strict=True):
         _estimator(stack).turn(stack.kept, new)
-    found = [_estimator(s).sample(s.kept, X, scale) for s, X in zip(stacks, probes, strict=True)]
+    found = [_estimator(stack).sample(stack.kept, stack.gather(V, (k,)), scale) for stack in stacks]
     for stack, seen, draw in zip(stacks, workers.mean(found), draws, strict=True):
         stack.kept["c"].lerp_(seen, average_gain(config.curvature_ema, stack.refits + 1))
         stack.counted(stack.refits + 1, stack.bases_drawn + draw, own)

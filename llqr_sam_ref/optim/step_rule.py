@@ -41,7 +41,7 @@ def apply_rule(
         return S
     squares = inner_products(S, S, parameters)
     wanted = inner_products(v, v, parameters) if rule == "graft" else None
-    factors: list[Tensor | None] = [None] * len(S)
+    steps = list(S)
     for together in _together(rule, learned):
         present = squares[together].sum()
         if wanted is None:
@@ -49,9 +49,15 @@ def apply_rule(
         else:
             wish = wanted[together].sum()
         factor = torch.where(present > 0, (wish / present).sqrt(), 0.0)
+        alike: dict[object, list[int]] = {}
         for i in together:
-            factors[i] = factor
-    return [s * f.to(s.device, s.dtype) for s, f in zip(S, factors, strict=True) if f is not None]
+            alike.setdefault((S[i].device, S[i].dtype), []).append(i)
+        for indices in alike.values():
+            part = [S[i] for i in indices]
+            scaled = torch._foreach_mul(part, factor.to(part[0].device, part[0].dtype))
+            for i, step in zip(indices, scaled, strict=True):
+                steps[i] = step
+    return steps
 
 
 def _together(rule: str, learned: Sequence[bool]) -> list[list[int]]:
@@ -84,7 +90,7 @@ def other_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -
 
 
 @contextmanager
-def update_from_zero(base: Optimizer, weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def update_from_zero(base: Optimizer, weights: list[Tensor]) -> Iterator[list[Tensor]]:
     """Let the base step from w = 0 with learning rate 1 and no decay; weights and settings are restored at the end.
 
     Args:
@@ -100,8 +106,8 @@ def update_from_zero(base: Optimizer, weights: Sequence[Tensor]) -> Iterator[lis
         for group in base.param_groups
     ]
     try:
-        for weight in weights:
-            weight.zero_()
+        if weights:
+            torch._foreach_zero_(weights)
         for group, before in zip(base.param_groups, settings, strict=True):
             group.update({name: 1.0 if name == "lr" else 0.0 for name in before})
         base.step()
@@ -109,8 +115,8 @@ def update_from_zero(base: Optimizer, weights: Sequence[Tensor]) -> Iterator[lis
     finally:
         for group, before in zip(base.param_groups, settings, strict=True):
             group.update(before)
-        for weight, value in zip(weights, saved, strict=True):
-            weight.copy_(value)
+        if weights:
+            torch._foreach_copy_(weights, saved)
 
 
 def move(weights: Sequence[Tensor], moves: Sequence[Tensor], lr: float | Tensor, decay: float) -> None:
@@ -122,13 +128,15 @@ def move(weights: Sequence[Tensor], moves: Sequence[Tensor], lr: float | Tensor,
         lr: learning rate.
         decay: weight decay, decoupled.
     """
-    for w, step in zip(weights, moves, strict=True):
-        wide = w if w.dtype is step.dtype else w.to(step.dtype)
-        if decay:
-            wide.mul_(1.0 - lr * decay)
-        wide.add_(step * lr)
-        if wide is not w:
-            w.copy_(wide)
+    if not weights:
+        return
+    wide = [w if w.dtype is step.dtype else w.to(step.dtype) for w, step in zip(weights, moves, strict=True)]
+    if isinstance(lr, Tensor):
+        lr = lr.to(wide[0].device)
+    if decay:
+        torch._foreach_mul_(wide, 1.0 - lr * decay)
+    torch._foreach_add_(wide, torch._foreach_mul(list(moves), lr))
+    torch._foreach_copy_(list(weights), wide)
 
 
 def reads_weights(base: Optimizer) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -126,21 +127,20 @@ def read(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, truncated, of another program, or of a newer version.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load would not look at the sums of what it reads
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"wrong sum of {damaged}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
-    except (
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as e:
-        lines = str(e).splitlines() or [type(e).__name__]
-        reason = next((line.strip() for line in lines if "WeightsUnpickler" in line), lines[0])[:200]
-        raise CheckpointError(f"{path} is truncated or damaged ({reason}).") from e
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f"it asks for {found[1]}" if found else "it is no plain data"
+        raise CheckpointError(f"{path} is not a checkpoint of a run: {asks}.") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise CheckpointError(f"{path} is truncated or damaged ({reason}).") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of a run; pass the folder that train was given.")
     if content["version"] > VERSION:

@@ -48,7 +48,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": nets.resnet18,
     "resnet34": nets.resnet34,
     "resnet50": nets.resnet50,
-    "wide-resnet": nets.WideResNet,
+    "wide-resnet": partial(nets.WideResNet, depth=16, widen=4),
     "wide-resnet28-10": nets.wide_resnet28_10,
     "vit": partial(nets.VisionTransformer, width=64, depth=4, heads=4),
     "vit-ti": nets.vit_tiny,

@@ -103,13 +103,21 @@ def test_the_loop_equals_the_exact_layer(name: str, positive: bool) -> None:
         np.testing.assert_allclose(found[array], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_what_is_not_finite_is_replaced() -> None:
-    for name in ("diagonal", "kronecker"):
-        structure = make_structure(name, (3, 2))
+def test_what_is_not_finite_is_replaced_and_nothing_given_is_written() -> None:
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("diagonal", {}),
+        ("kronecker", {}),
+        ("kronecker", {"max_side": 2}),
+    ]
+    for name, limit in [*kinds, ("kronecker", {"max_side": 2, "wide": "blocks"})]:
+        structure = make_structure(name, (3, 2), **limit)
         loop = inner_loop(structure, structure.identity(dtype=torch.float64), torch.ones(3, 2).double())
         Z = torch.zeros(3, 2).double()
         Z[0, 0], Z[1, 1] = torch.inf, torch.nan
+        given = Z.clone()
         loop.step(Z, 0.1)
+        assert torch.equal(Z.nan_to_num(), given.nan_to_num())
+        assert bool(Z[1, 1].isnan())
         assert all(bool(a.isfinite().all()) for a in loop.arrays().values())
         assert bool(loop.apply().isfinite().all())
 

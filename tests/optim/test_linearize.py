@@ -27,7 +27,8 @@ _hessian: Callable[..., Tensor] = hessian
 class Dense:
     """Jacobian, Hessian and gradient of one case as matrices over the flat vector of trainable weights.
 
-    Row by row where there is layer norm: torch's batched second derivatives in its scale are wrong (2.13).
+    Row by row where there is a layer or group norm: torch's batched second derivatives in the scale of layer norm
+    are wrong (2.13).
     """
 
     def __init__(self, module: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: Tensor) -> None:
@@ -42,7 +43,7 @@ class Dense:
             return loss_fn(outputs(w), y)
 
         w = flat(trainable)
-        batched = not any(isinstance(part, nn.LayerNorm) for part in module.modules())
+        batched = not any(isinstance(part, (nn.LayerNorm, nn.GroupNorm)) for part in module.modules())
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         with sdpa_kernel(SDPBackend.MATH):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -135,7 +136,7 @@ def sharded_resume(rank: int) -> bool:
     twin = sharded()
     again = LLQR(SGD(twin.parameters(), lr=0.02, momentum=0.9), twin, nn.CrossEntropyLoss(), config)
     twin.load_state_dict(model.state_dict())
-    again.load_state_dict(opt.state_dict())
+    again.load_state_dict(copy.deepcopy(opt.state_dict()))  # torch shares the base's tensors
     for one, other in ((model, opt), (twin, again)):
         if other.refit_due:
             other.refit(*map(half(rank), batch(50)))

@@ -101,7 +101,8 @@ def test_a_change_in_the_package_or_the_pins_makes_every_output_old(tree: Path, 
 def test_a_new_module_and_a_new_stored_result_make_every_output_old(tree: Path) -> None:
     freshness = rendered.extension("freshness")
     keys = [freshness.source_key(tree)]
-    for name in ("llqr_sam_ref/exact/new.py", "book/results/new.json"):
+    for name in ("llqr_sam_ref/exact/new.py", "book/experiments/new.py", "book/results/new.json"):
+        (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).write_text("1\n", encoding="utf-8")
         keys.append(freshness.source_key(tree))
     (tree / "llqr_sam_ref/exact/new.py").rename(tree / "llqr_sam_ref/exact/newer.py")

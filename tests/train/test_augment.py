@@ -34,7 +34,9 @@ def test_equals_padding_and_cutting_out(padding: int, *, flip: bool) -> None:
 
 def test_every_image_has_an_offset_of_its_own() -> None:
     same = images(1, 1, 9, 9).expand(500, -1, -1, -1)
-    distinct = {tuple(picture.flatten().tolist()) for picture in crop_and_flip(same, draws(500), 2, flip=True)}
+    distinct = {
+        tuple(picture.flatten().tolist()) for picture in crop_and_flip(same, draws(500), 2, flip=True)
+    }
     assert len(distinct) == 2 * 5 * 5
 
 

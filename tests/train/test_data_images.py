@@ -190,7 +190,9 @@ def test_damaged_idx_files_are_named(tmp_path: Path, damage: str) -> None:
     content = path.read_bytes()
     labels = (tmp_path / "train-labels-idx1-ubyte.gz").read_bytes()
     short = gzip.compress(gzip.decompress(content)[:-5])
-    path.write_bytes({"truncated": content[:100], "not gzip": b"x" * 99, "other axes": labels, "short": short}[damage])
+    path.write_bytes(
+        {"truncated": content[:100], "not gzip": b"x" * 99, "other axes": labels, "short": short}[damage]
+    )
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz"):
         loaded("fashion-mnist", tmp_path)
 

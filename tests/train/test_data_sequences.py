@@ -49,7 +49,9 @@ def test_the_target_of_a_character_is_the_next_one(tmp_path: Path) -> None:
     assert data.shape == {"vocabulary": len(set(text)), "context": 8}
     characters = sorted(set(text))
     cut = len(text) * 9 // 10
-    windows, following = data.train_batch(torch.tensor([0, 5, data.train_size - 1]), torch.tensor([[0.0], [0.5], [0.99]]))
+    windows, following = data.train_batch(
+        torch.tensor([0, 5, data.train_size - 1]), torch.tensor([[0.0], [0.5], [0.99]])
+    )
     for start, w, f in zip((0, 5 * 8 + 4, cut - 9), windows.tolist(), following.tolist(), strict=True):
         assert "".join(characters[i] for i in w) == text[start : start + 8]
         assert "".join(characters[i] for i in f) == text[start + 1 : start + 9]
@@ -67,7 +69,12 @@ def test_text_by_token_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("train", "word"),
-    [(np.zeros((3, 3), dtype=int), "shape"), (np.zeros(100), "float64"), (np.full(100, -1), "from 0"), (None, "missing")],
+    [
+        (np.zeros((3, 3), dtype=int), "shape"),
+        (np.zeros(100), "float64"),
+        (np.full(100, -1), "from 0"),
+        (None, "missing"),
+    ],
 )
 def test_bad_token_numbers_are_named(tmp_path: Path, train: Any, word: str) -> None:
     if train is not None:
@@ -150,7 +157,9 @@ def test_files_of_different_length_are_refused(tmp_path: Path) -> None:
 
 def test_captions_tell_digit_ink_and_place() -> None:
     data = loaded("pairs")
-    (images, captions), targets = data.train_batch(torch.arange(data.train_size), torch.empty(data.train_size, 0))
+    (images, captions), targets = data.train_batch(
+        torch.arange(data.train_size), torch.empty(data.train_size, 0)
+    )
     assert torch.equal(targets, torch.arange(data.train_size))
     digits = loaded("digits")
     _, labels = digits.train_batch(torch.arange(data.train_size), torch.full((data.train_size, 6), 0.5))

@@ -89,7 +89,12 @@ def test_parameters_without_gradient_stay() -> None:
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"lr": -1.0}, "lr=-1.0"), ({"momentum": 1.0}, "momentum"), ({"rule": "mun"}, "'muon'"), ({"rule": "muon"}, "(3,)")],
+    [
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"rule": "mun"}, "'muon'"),
+        ({"rule": "muon"}, "(3,)"),
+    ],
 )
 def test_bad_arguments(options: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError) as caught:

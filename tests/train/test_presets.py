@@ -31,13 +31,31 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "resnet18-cifar10": {
         **{"epochs": 200, "batch_size": 128, "lr": 0.05, "momentum": 0.9, "nesterov": False},
         **{"weight_decay": 5e-4, "decay": "all", "schedule": "cosine", "rho": 0.1, "label_smoothing": 0.0},
-        **{"augment": ["crop", "flip", "cutout"], "crop_padding": 4, "cutout_size": 16, "cutout_probability": 0.5},
+        **{
+            "augment": ["crop", "flip", "cutout"],
+            "crop_padding": 4,
+            "cutout_size": 16,
+            "cutout_probability": 0.5,
+        },
         "probe_size": 128,
     },
     "wrn28x10-cifar100": {"epochs": 200, "lr": 0.05, "weight_decay": 5e-4, "model": "wide-resnet28-10"},
-    "resnet18-cifar100-adamw": {"base": "adamw", "lr": 3e-3, "weight_decay": 1e-2, "decay": "matrices", "warmup": "5ep"},
+    "resnet18-cifar100-adamw": {
+        "base": "adamw",
+        "lr": 3e-3,
+        "weight_decay": 1e-2,
+        "decay": "matrices",
+        "warmup": "5ep",
+    },
     "vit-ti-cifar100": {
-        **{"base": "adamw", "lr": 1e-3, "weight_decay": 0.3, "decay": "matrices", "warmup": "5ep", "epochs": 300},
+        **{
+            "base": "adamw",
+            "lr": 1e-3,
+            "weight_decay": 0.3,
+            "decay": "matrices",
+            "warmup": "5ep",
+            "epochs": 300,
+        },
         **{"batch_size": 256, "probe_size": 256, "label_smoothing": 0.1},
     },
     "resnet50-imagenet": {
@@ -48,7 +66,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "short-resnet50-imagenet": {"epochs": 50, "probe_size": 128, "milestones": [30.0, 70.0, 90.0]},
     "transformer-iwslt14": {
         **{"epochs": 133, "batch_size": 16384, "probe_size": 48, "lr": 5e-4, "schedule": "inverse-sqrt"},
-        **{"warmup": "4000", "betas": [0.9, 0.98], "weight_decay": 1e-4, "decay": "all", "label_smoothing": 0.1},
+        **{
+            "warmup": "4000",
+            "betas": [0.9, 0.98],
+            "weight_decay": 1e-4,
+            "decay": "all",
+            "label_smoothing": 0.1,
+        },
         **{"sam_start": 4000, "rho": 0.1, "base": "adamw"},
     },
     "gpt2small-wikitext103": {
@@ -57,7 +81,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "grokking": {"lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 0.0, "batch_size": 512, "probe_size": 512},
 }
-REFITS = {"resnet50-imagenet": 1500, "short-resnet50-imagenet": 1500, "gpt2small-wikitext103": 50, "grokking": 2500}
+REFITS = {
+    "resnet50-imagenet": 1500,
+    "short-resnet50-imagenet": 1500,
+    "gpt2small-wikitext103": 50,
+    "grokking": 2500,
+}
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)

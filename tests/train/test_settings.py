@@ -27,7 +27,12 @@ def test_every_setting_has_a_name_of_its_own() -> None:
 
 def test_a_configuration_survives_json() -> None:
     config = TrainConfig().replace(
-        lr=0.3, model_args=("width=8",), milestones=(3.0, 4.5), clip_norm=1.0, data_path="x", betas=(0.9, 0.98)
+        lr=0.3,
+        model_args=("width=8",),
+        milestones=(3.0, 4.5),
+        clip_norm=1.0,
+        data_path="x",
+        betas=(0.9, 0.98),
     )
     assert TrainConfig.from_flat(json.loads(json.dumps(config.flat()))) == config
 
@@ -83,7 +88,9 @@ def test_bad_pairs_are_refused(pairs: tuple[str, ...]) -> None:
 # The schedule.
 
 
-@pytest.mark.parametrize(("warmup", "steps"), [("7", 7), ("2ep", 20), ("1.5 epochs", 15), ("5%", 50), ("9999", 1000)])
+@pytest.mark.parametrize(
+    ("warmup", "steps"), [("7", 7), ("2ep", 20), ("1.5 epochs", 15), ("5%", 50), ("9999", 1000)]
+)
 def test_length_of_a_warmup(warmup: str, steps: int) -> None:
     assert warmup_steps(warmup, 10, 1000) == steps
 
@@ -130,7 +137,14 @@ def test_constant_is_constant() -> None:
 
 
 def test_random_numbers_depend_on_use_and_place() -> None:
-    places = [(0, "order", 1), (0, "order", 2), (1, "order", 1), (0, "probe", 1), (0, "order", 1, 1), (0, "order", 11)]
+    places = [
+        (0, "order", 1),
+        (0, "order", 2),
+        (1, "order", 1),
+        (0, "probe", 1),
+        (0, "order", 1, 1),
+        (0, "order", 11),
+    ]
     assert len({derived_seed(seed, use, *counters) for seed, use, *counters in places}) == len(places)  # type: ignore[arg-type]
     torch.testing.assert_close(uniforms(3, 2, 0, "order", 1), uniforms(3, 2, 0, "order", 1), rtol=0, atol=0)
     first = torch.randint(10**9, (4,), generator=generator(0, "order", 1))

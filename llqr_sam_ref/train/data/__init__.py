@@ -23,7 +23,7 @@ LOADERS = {
     "cifar10": "cifar:load",
     "cifar100": "cifar:load",
     "imagenet": "folder:load",
-    "modular": "tokens:load_table",
+    "modular": "tokens:TableData",
     "text": "tokens:load_text",
     "parallel": "parallel:load",
     "pairs": "pairs:load",
@@ -53,13 +53,15 @@ def load_data(
     given = parse("data_args", config.data_args)
     offered: dict[str, Any] = {"dtype": dtype, "workers": workers}
     parameters = inspect.signature(load).parameters
-    flexible = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     known = [name for name in parameters if name not in {"config", "device", *offered}]
     for name in given:
-        if name not in known and not flexible:
+        if name not in known:
             raise ValueError(
                 unknown_name("data_args", name, known)
                 if known
                 else f"data_args={name!r}: data={config.data} takes no arguments."
             )
-    return load(config, device, **{k: v for k, v in offered.items() if k in parameters}, **given)
+    try:
+        return load(config, device, **{k: v for k, v in offered.items() if k in parameters}, **given)
+    except TypeError as error:
+        raise ValueError(f"data_args={given} do not fit data={config.data}: {error}.") from error

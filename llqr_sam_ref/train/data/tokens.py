@@ -141,11 +141,6 @@ class TextData(Data):
         return windows[:, :-1], windows[:, 1:]
 
 
-def load_table(config: DataConfig, device: torch.device, **arguments: object) -> Data:
-    """Equations modulo p; arguments are those of :class:`TableData`."""
-    return TableData(config, device, **arguments)  # type: ignore[arg-type]
-
-
 def load_text(config: DataConfig, device: torch.device, context: int = 128) -> Data:
     """A text by its characters, or arrays of token numbers from any tokenizer.
 

@@ -1,0 +1,1 @@
+"""The families of matrices a learned preconditioner is chosen from."""
