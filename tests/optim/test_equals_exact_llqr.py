@@ -116,8 +116,9 @@ def test_the_default(structure: str, rho: float) -> None:
 @pytest.mark.parametrize(("divergence", "rho"), [("fisher", 0.0), ("fisher", 0.1), ("newton", 0.1)])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_published(structure: str, divergence: str, rho: float) -> None:
+    rate = 2e-2 if divergence == "fisher" else 5e-3  # on an indefinite Hessian U may grow without bound
     config = LLQRConfig.published(
-        structure=structure, divergence=divergence, every=10, inner_lr=2e-2, ema=0.5
+        structure=structure, divergence=divergence, every=10, inner_lr=rate, ema=0.5
     )
     compare(config, rho, nesterov=False, lr=0.1)
 

@@ -38,9 +38,9 @@ COMMAND = (
 )
 
 
-@pytest.mark.parametrize("method", ["sam", "llqr-sam"])
+@pytest.mark.parametrize("method", ["sam"])
 def test_torchrun_equals_one_process(tmp_path: Path, method: str) -> None:
-    """20 steps: under llqr-sam two refits of the default configuration."""
+    """20 steps on two processes and on one, with the same global batches."""
     arguments = ["train", *COMMAND, "--optimizer", method, "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
