@@ -49,6 +49,14 @@ def source(page: str) -> str:
 NOTEBOOKS = [page for page in PAGES if "```{code-cell}" in source(page)]
 
 
+def make_book() -> list[str]:
+    """Do what `make book` does, and return what it complains about."""
+    command = [str(Path(sys.executable).with_name("jupyter-book")), *BUILD]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = [line for line in result.stderr.splitlines() if "WARNING:" in line or "Error" in line]
+    return (lines or [result.stderr[-2000:]]) if result.returncode else []
+
+
 @functools.cache
 def _complaints() -> list[str]:
     """What the build complained about; the processes of one test run build once, and read it when it is done."""
@@ -60,10 +68,7 @@ def _complaints() -> list[str]:
             built = json.loads(record.read_text(encoding="utf-8"))
             if built["run"] == this_run:
                 return list(built["complaints"])
-        command = [str(Path(sys.executable).with_name("jupyter-book")), *BUILD]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        lines = [line for line in result.stderr.splitlines() if "WARNING:" in line or "Error" in line]
-        complaints = (lines or [result.stderr[-2000:]]) if result.returncode else []
+        complaints = make_book()
         record.write_text(json.dumps({"run": this_run, "complaints": complaints}), encoding="utf-8")
         return complaints
 

@@ -51,13 +51,20 @@ def _delete_pages_that_left(app: Sphinx) -> None:
     for page in (Path(app.outdir) / "book").rglob("*.html"):
         if not (Path(app.srcdir) / page.relative_to(app.outdir)).with_suffix(".md").is_file():
             page.unlink()
-    # viewcode keeps its copies of the modules' source by date, which a checkout may set back
-    shutil.rmtree(Path(app.outdir) / "_modules", ignore_errors=True)
+
+
+def _write_modules_anew(app: Sphinx) -> list[tuple[str, dict[str, str], str]]:
+    """Just before viewcode writes its copies of the modules' source; on its own it would go by dates,
+    which a checkout may set back. A build with nothing to do does not come here, and keeps what there is."""
+    if app.builder.format == "html":
+        shutil.rmtree(Path(app.outdir) / "_modules", ignore_errors=True)
+    return []
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("config-inited", _use_keyed_cache)
     app.connect("builder-inited", _delete_pages_that_left)
+    app.connect("html-collect-pages", _write_modules_anew, priority=100)
     app.connect("build-finished", _forget_a_build_that_warned)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -189,10 +189,9 @@ def _backward_stage(problem: Problem, i: int, P: Array, p: Array, size: float) -
     B_squared = np.linalg.norm(B, 1) * np.linalg.norm(B, np.inf) if B.size else 0.0  # bounds |B|^2 from above
     if pivot <= 100 * np.finfo(float).eps * (np.linalg.norm(R) + B_squared * size):
         raise ValueError(_no_minimum(problem, i, "singular", R_tilde))
-    # Reversed, a Cholesky factor is upper triangular, on which LAPACK's LU is plain back-substitution.
-    V = np.linalg.solve(F[::-1, ::-1], np.column_stack((M_tilde, slope))[::-1])[::-1]
-    gains = -np.linalg.solve(F.T, signs[:, None] * V)  # -R~^{-1} (M~, slope)
-    saved = V.T @ (signs[:, None] * V)  # (M~, slope)' R~^{-1} (M~, slope): what the best control saves
+    gains = -np.linalg.solve(R_tilde, np.column_stack((M_tilde, slope)))
+    V = F.T @ gains
+    saved = V.T @ (signs[:, None] * V)  # gains' R~ gains, symmetric: what the best control saves
     APA = A.T @ P @ A
     return _Stage(
         R_tilde=R_tilde,

@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -27,17 +27,17 @@ from torch.optim import Optimizer
 
 from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim._amp import called_by_grad_scaler
-from llqr_sam_ref.optim._random import random_state, set_random_state
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper
 from llqr_sam_ref.optim.distributed import is_sharded, local_tensors, match_sharding, widen
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
 from llqr_sam_ref.optim.linearize import Linearization
 from llqr_sam_ref.optim.metric import Preconditioned
-from llqr_sam_ref.optim.model import CopiedLoss, evaluation_mode, unwrapped
+from llqr_sam_ref.optim.model import CopiedLoss, undisturbed, unwrapped
 from llqr_sam_ref.optim.parts import Part, check_learnable, make_parts
 from llqr_sam_ref.optim.probing import Cost, ProbeBatch, draw_uniforms, linearized
 from llqr_sam_ref.optim.refit import learn
 from llqr_sam_ref.optim.report import BlockReport, quadratic_gain, report_stack
+from llqr_sam_ref.optim.saved import check_complete, check_entries, check_groups
 from llqr_sam_ref.optim.stacks import Preconditioner, make_stacks
 from llqr_sam_ref.optim.step_rule import apply_rule, move, other_gradients, reads_weights, update_from_zero
 from llqr_sam_ref.optim.workers import Workers
@@ -269,18 +269,10 @@ class LLQR(OptimizerWrapper):
 
     @contextmanager
     def _evaluated(self, inputs: Any, targets: Any, workers: Workers, probes: int) -> Iterator[ProbeBatch]:
-        """A probe batch, with the model in evaluation mode and all random streams to be put back."""
         sharded = any(is_sharded(p) for p in self.model.parameters())
-        devices = {p.device for p in self.model.parameters()}
-        streams = random_state(devices)
-        with evaluation_mode(self.model), ExitStack() as off:
-            for device in devices:
-                off.enter_context(torch.autocast(device.type, enabled=False))
-            try:
-                loss, likelihood = self.loss_fn, self.likelihood
-                yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, workers, sharded)
-            finally:
-                set_random_state(streams)
+        loss, likelihood = self.loss_fn, self.likelihood
+        with undisturbed(self.model):
+            yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, workers, sharded)
 
     def quadratic_gain(self, inputs: Any, targets: Any = None) -> float:
         """How much better U g is than g as a step on a held-out batch, by the quadratic model there.
@@ -470,38 +462,25 @@ class LLQR(OptimizerWrapper):
         Raises:
             ValueError: it is not a state dict, belongs to another structure, or lacks a part; nothing is loaded.
         """
-        saved_groups = state_dict.get("param_groups", ())
-        for index, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=False)):
-            if saved.get("structure", group["structure"]) != group["structure"]:
-                raise ValueError(
-                    f"state_dict has structure={saved['structure']!r} in group {index}, this LLQR "
-                    f"{group['structure']!r}; build it with the structure it was saved with."
-                )
+        groups = state_dict.get("param_groups", ())
+        check_groups(groups, self.param_groups)
         self._expected = {part.parameters[0]: part.saved_shapes() for part in self._parts()}
         try:
-            if any(int(saved.get("llqr_refits", 0)) for saved in saved_groups):
-                self._check_complete(state_dict)
+            if any(int(group.get("llqr_refits", 0)) for group in groups):
+                keys = [key for group in groups for key in group["params"]]
+                parameters = [p for group in self.param_groups for p in group["params"]]
+                entries = [
+                    (key, p, self._mine(state_dict, key)) for key, p in zip(keys, parameters, strict=False)
+                ]
+                check_complete(entries, self._expected, self._config)
             super().load_state_dict(state_dict)
         finally:
             self._expected = {}
         self._learned = None
 
-    def _check_complete(self, state_dict: Mapping[str, Any]) -> None:
-        """After a refit every block has entries, and the right ones."""
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        missing = []
-        for key, parameter in zip(keys, parameters, strict=False):
-            entries = state_dict.get("state", {}).get(key, {})
-            mine = {name.removeprefix(self.PREFIX): entries[name] for name in entries if self._is_mine(name)}
-            self.check_own(parameter, mine)
-            if parameter in self._expected and not mine:
-                missing.append(key)
-        if missing:
-            raise ValueError(
-                f"state_dict has no {self.PREFIX} entries for parameter {missing[0]!r}; it is truncated, or was saved "
-                "when the parameter was frozen: load a complete one."
-            )
+    def _mine(self, state_dict: Mapping[str, Any], key: Any) -> dict[str, Any]:
+        entries = state_dict.get("state", {}).get(key, {})
+        return {name.removeprefix(self.PREFIX): entries[name] for name in entries if self._is_mine(name)}
 
     def check_own(self, parameter: Tensor, entries: Mapping[str, Any]) -> None:
         """Check the tensors that a checkpoint holds for a parameter.
@@ -513,16 +492,7 @@ class LLQR(OptimizerWrapper):
         Raises:
             ValueError: the checkpoint is of another structure, solver or model.
         """
-        expected = self._expected.get(parameter, {})
-        if not entries or not (expected or parameter.requires_grad):
-            return
-        found = {name: tuple(value.shape) for name, value in entries.items() if isinstance(value, Tensor)}
-        if found != expected:
-            raise ValueError(
-                f"state_dict has {found} for a parameter of shape {tuple(parameter.shape)}, but "
-                f"structure={self._config.structure!r} with solver={self._config.solver!r} keeps {expected}; build "
-                "LLQR with the configuration it was saved with."
-            )
+        check_entries(parameter, entries, self._expected, self._config)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but hooks, caches and the probe callable."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
+from llqr_sam_ref.optim._random import random_state, set_random_state
 from llqr_sam_ref.optim.likelihood import LossFn
 
 
@@ -25,15 +27,28 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, every module's flag restored afterwards."""
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and autocast is off; at the end all is as it was.
+
+    Args:
+        model: whose flags are restored, module by module, as are the global random streams of its devices.
+
+    Yields:
+        Nothing.
+    """
     flags = [(module, module.training) for module in model.modules()]
+    devices = {p.device for p in model.parameters()}
+    streams = random_state(devices)
     try:
-        model.eval()
-        yield
+        with ExitStack() as off:
+            for kind in {device.type for device in devices}:
+                off.enter_context(torch.autocast(kind, enabled=False))
+            model.eval()
+            yield
     finally:
         for module, training in flags:
             module.training = training
+        set_random_state(streams)
 
 
 class CopiedLoss:

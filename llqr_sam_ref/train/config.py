@@ -56,6 +56,7 @@ class DataConfig:
         download: fetch the files into data_path first (torchvision does it).
         train_examples: use the first so many training examples; None for all.
         test_examples: use the first so many test examples; None for all.
+        holdout: test on so many training examples instead, which are not trained on: to choose settings by.
         augment: any of crop, flip, cutout; every image has an offset of its own.
         crop_padding: pixels of reflected border for crop.
         cutout_size: side of the square that cutout blanks, in pixels.
@@ -70,6 +71,7 @@ class DataConfig:
     download: bool = False
     train_examples: int | None = None
     test_examples: int | None = None
+    holdout: int = 0
     augment: tuple[str, ...] = ()
     crop_padding: int = 4
     cutout_size: int = 16
@@ -318,7 +320,7 @@ def check(config: TrainConfig) -> None:
     natural = ("sam_start", "crop_padding", "cutout_size", "workers", "log_every", "checkpoint_every", "seed")
     for name in positive:
         check_count(name, values[name])
-    for name in (*natural, "sharpness_examples"):
+    for name in (*natural, "sharpness_examples", "holdout"):
         check_count(name, values[name], low=0)
     for name in ("train_examples", "test_examples"):
         if values[name] is not None:

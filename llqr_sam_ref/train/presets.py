@@ -139,7 +139,7 @@ PRESETS: dict[str, Preset] = {
             "model": "mlp",
             "model_args": ("hidden=64,64",),
             "batch_size": 64,
-            "epochs": 30,
+            "epochs": 20,
             "probe_size": 64,
             "base": "sgd",
         },

@@ -102,12 +102,30 @@ def described(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in config.flat().items() if name != "data_path"}
 
 
+def rounded(value: Any) -> Any:
+    """What a record keeps of a value.
+
+    Args:
+        value: anything JSON can hold.
+
+    Returns:
+        The same with six digits to every number, and None where it is not finite.
+    """
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
 def write(folder: Path, record: dict[str, Any]) -> Path:
     """Write a run's record.
 
     Args:
         folder: of the run.
-        record: anything JSON can hold; numbers have six digits, and null where they are not finite.
+        record: anything JSON can hold; see ``rounded``.
 
     Returns:
         Where it is.
@@ -116,7 +134,7 @@ def write(folder: Path, record: dict[str, Any]) -> Path:
         RuntimeError: it cannot be written; the record goes to standard error instead.
     """
     path = folder / NAME
-    text = _text(_finite(record))
+    text = _text(rounded(record))
     try:
         write_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
@@ -161,13 +179,3 @@ def _text(record: dict[str, Any]) -> str:
             shown = json.dumps(value)
         lines.append(f" {json.dumps(key)}: {shown}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value

@@ -211,7 +211,7 @@ class _Session:
         trainer = self.trainer
         if self.saved_step == trainer.steps and (self.folder / record.NAME).exists():
             return record.read(self.folder)
-        result = self._record(arguments)
+        result: dict[str, Any] = record.rounded(self._record(arguments))
         if self.ranks.first:
             record.write(self.folder, result)
             _draw(result, self.folder)

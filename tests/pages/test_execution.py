@@ -74,6 +74,13 @@ def test_the_start_page_opens_on_the_welcome_page() -> None:
     assert "Sharpness and Geometry" in title.get_text()
 
 
+def test_a_second_build_has_nothing_to_do_and_leaves_every_page() -> None:
+    pages = {page: page.stat().st_mtime_ns for page in rendered.build().rglob("*.html")}
+    assert any("_modules" in page.parts for page in pages)
+    assert rendered.make_book() == []
+    assert pages == {page: page.stat().st_mtime_ns for page in rendered.HTML.rglob("*.html")}
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of everything that the execution key may depend on."""

@@ -103,6 +103,12 @@ def test_subsets_and_noise() -> None:
     assert torch.equal(wrong.test_labels, full.test_labels)
     changed = float((wrong.labels != full.labels).double().mean())
     assert changed == pytest.approx(0.4 * 0.9, abs=0.05)
+    held = pixels(loaded("digits", holdout=100))
+    assert torch.equal(held.test_images, full.images[-100:])
+    assert torch.equal(held.images, full.images[:-100])
+    for data, holdout in (("digits", 1300), ("pairs", 10)):
+        with pytest.raises(ValueError, match=f"holdout={holdout}"):
+            loaded(data, holdout=holdout)
     assert torch.equal(noisy(full.labels, 10, 0.0), full.labels)
 
 

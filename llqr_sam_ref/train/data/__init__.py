@@ -16,6 +16,7 @@ from llqr_sam_ref.train.settings import parse
 
 __all__ = ["IGNORED", "Batch", "Data", "load_data"]
 
+IMAGES = ("digits", "idx", "cifar")
 LOADERS = {
     "digits": "digits:load",
     "mnist": "idx:load",
@@ -61,6 +62,10 @@ def load_data(
                 if known
                 else f"data_args={name!r}: data={config.data} takes no arguments."
             )
+    if config.holdout and not module.startswith(IMAGES):
+        raise ValueError(
+            f"holdout={config.holdout} is for images in memory; data={config.data} has a test part."
+        )
     try:
         return load(config, device, **{k: v for k, v in offered.items() if k in parameters}, **given)
     except TypeError as error:

@@ -30,7 +30,7 @@ class ImageData(Data):
         dtype: of a batch's images.
 
     Raises:
-        ValueError: images and labels do not fit together.
+        ValueError: images and labels do not fit together, or nothing is left to train on.
     """
 
     draws = DRAWS
@@ -46,6 +46,9 @@ class ImageData(Data):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.name, self.config, self.device, self.dtype = name, config, device, dtype
+        if config.holdout:
+            seen, unseen = _held_out(name, config.holdout, len(train[1]))
+            train, test = (train[0][seen], train[1][seen]), (train[0][unseen], train[1][unseen])
         parts = []
         for which, (images, labels) in (("training", train), ("test", test)):
             if len(images) != len(labels):
@@ -112,6 +115,13 @@ def moments(images: UInt8[Tensor, "n c h w"]) -> tuple[Tensor, Tensor]:
     deviation = (square - mean**2).clamp(min=0.0).sqrt()
     deviation = torch.where(deviation > 0, deviation, 1.0)
     return mean.view(1, -1, 1, 1), deviation.view(1, -1, 1, 1)
+
+
+def _held_out(name: str, holdout: int, n: int) -> tuple[slice, slice]:
+    """The last examples for the test, the others for training."""
+    if holdout >= n:
+        raise ValueError(f"holdout={holdout} leaves nothing of {name}'s {n} training examples; pass less.")
+    return slice(n - holdout), slice(n - holdout, n)
 
 
 def _fits(device: torch.device, *tensors: Tensor) -> bool:

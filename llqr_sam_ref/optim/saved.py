@@ -1,0 +1,79 @@
+"""What a checkpoint must be like for a learned preconditioner to go on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from llqr_sam_ref.config import LLQRConfig
+
+Shapes = Mapping[Tensor, Mapping[str, tuple[int, ...]]]
+
+
+def check_groups(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """See that the groups have the structures they were saved with.
+
+    Args:
+        saved: groups of a state dict.
+        groups: the optimizer's.
+
+    Raises:
+        ValueError: they differ.
+    """
+    for index, (then, now) in enumerate(zip(saved, groups, strict=False)):
+        if then.get("structure", now["structure"]) != now["structure"]:
+            raise ValueError(
+                f"state_dict has structure={then['structure']!r} in group {index}, this LLQR {now['structure']!r}; "
+                "build it with the structure it was saved with."
+            )
+
+
+def check_entries(
+    parameter: Tensor, entries: Mapping[str, Any], expected: Shapes, config: LLQRConfig
+) -> None:
+    """See that a parameter's entries have the names and shapes of its block.
+
+    Args:
+        parameter: the parameter.
+        entries: names and tensors; or nothing, which fits.
+        expected: names and shapes by the first parameter of each block.
+        config: what LLQR does.
+
+    Raises:
+        ValueError: they do not.
+    """
+    wanted = dict(expected.get(parameter, {}))
+    if not entries or not (wanted or parameter.requires_grad):
+        return  # what was learned before a parameter was frozen may wait until it is thawed
+    found = {name: tuple(value.shape) for name, value in entries.items() if isinstance(value, Tensor)}
+    if found != wanted:
+        raise ValueError(
+            f"state_dict has {found} for a parameter of shape {tuple(parameter.shape)}, but "
+            f"structure={config.structure!r} with solver={config.solver!r} keeps {wanted}; build LLQR with the "
+            "configuration it was saved with."
+        )
+
+
+def check_complete(
+    entries: Sequence[tuple[Any, Tensor, Mapping[str, Any]]], expected: Shapes, config: LLQRConfig
+) -> None:
+    """See that every block has entries, and the right ones.
+
+    Args:
+        entries: the key in the state dict, the parameter, and its entries, for all parameters.
+        expected: names and shapes by the first parameter of each block.
+        config: what LLQR does.
+
+    Raises:
+        ValueError: one has none, or others.
+    """
+    for _, parameter, mine in entries:
+        check_entries(parameter, mine, expected, config)
+    missing = [key for key, parameter, mine in entries if parameter in expected and not mine]
+    if missing:
+        raise ValueError(
+            f"state_dict has no llqr_ entries for parameter {missing[0]!r}; it is truncated, or was saved when the "
+            "parameter was frozen: load a complete one."
+        )
