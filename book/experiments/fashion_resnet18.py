@@ -142,14 +142,14 @@ def full_runs(options: Options, method: str, settings: dict[str, Any]) -> list[d
 def summary(runs: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
     """Accuracy, speed and time of a method's runs."""
     accuracies = [run["result"]["accuracy"] for run in runs]
-    times = [time_to(run, target) for run in runs]
     eigenvalues = [(run["sharpness"] or {}).get("top_eigenvalue") for run in runs]
     return {
         "accuracies": accuracies,
         "accuracy": statistics.fmean(accuracies),
         "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "images_per_second": statistics.median(run["result"]["per_second"] for run in runs),
-        "seconds_to_target": times,
+        "seconds_to_target": [time_to(run, target) for run in runs],
+        "epochs_to_target": [time_to(run, target, "epoch") for run in runs],
         "top_eigenvalues": eigenvalues,
         "curves": [
             [
