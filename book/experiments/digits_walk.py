@@ -85,6 +85,11 @@ METHODS: dict[str, tuple[str, float, Maker]] = {
     ),
     "closed": ("closed form, every 50 steps", 0.004, _llqr(LLQRConfig(every=50), nesterov=True)),
     "default": ("LLQR as it comes (every 10)", 0.004, _llqr(LLQRConfig(), nesterov=True)),
+    "narrow": (
+        "... with no basis for a side wider than 32",
+        0.004,
+        _llqr(LLQRConfig(max_side=32), nesterov=True),
+    ),
     "default+sam": ("LLQR+SAM as it comes, rho 0.05", 0.004, _llqr(LLQRConfig(), nesterov=True, rho=0.05)),
 }
 

@@ -168,13 +168,15 @@ def eigenbasis(gram: Float[np.ndarray, "side side"]) -> Basis:
         gram: symmetric, positive semidefinite.
 
     Returns:
-        An orthogonal matrix. The matrix is divided by its trace and gets 1e-7 I first: same eigenvectors,
-        and no trouble with the scale.
+        An orthogonal matrix. The matrix is divided by its trace first, so that its scale does not matter, and
+        gets a diagonal that rises from 1e-7 to 2e-7: without it rounding would choose the vectors where an
+        eigenvalue occurs more than once, as in directions that no gradient has had yet.
     """
     trace = float(np.trace(gram))
     if trace <= 0:
         return None
-    vectors: Float[np.ndarray, "side side"] = np.linalg.eigh(gram / trace + RIDGE * np.eye(len(gram)))[1]
+    ridge = RIDGE * np.linspace(1, 2, len(gram))
+    vectors: Float[np.ndarray, "side side"] = np.linalg.eigh(gram / trace + np.diag(ridge))[1]
     return vectors
 
 

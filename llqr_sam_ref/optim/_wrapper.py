@@ -16,13 +16,15 @@ from __future__ import annotations
 import inspect
 import reprlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from llqr_sam_ref.errors import check_number
+from llqr_sam_ref.optim._amp import called_by_grad_scaler
 from llqr_sam_ref.optim.metric import Euclidean, Metric
 
 _HOOKS = tuple(
@@ -186,6 +188,7 @@ class OptimizerWrapper(Optimizer):
         Raises:
             ValueError: an option has a value that is not allowed.
         """
+        check_rates(group)
         if group.get("differentiable"):
             raise ValueError(
                 f"differentiable=True: {type(self).__name__} updates weights in place and cannot be "
@@ -214,6 +217,29 @@ class OptimizerWrapper(Optimizer):
         """
         metric: Metric = self.base.geometry() if isinstance(self.base, OptimizerWrapper) else Euclidean()
         return metric
+
+    def check_step(self, closure: Callable[[], Any] | None, instead: str) -> None:
+        """Refuse a step that would go wrong, before a weight is touched.
+
+        Args:
+            closure: what ``step`` was given.
+            instead: what to call under a GradScaler, which hands a closure on before it has made gradients.
+
+        Raises:
+            RuntimeError: inside ``perturbed()``, or with a closure under a GradScaler.
+            ValueError: a learning rate or weight decay is negative or not finite.
+        """
+        if self.inside_perturbation:
+            raise RuntimeError(
+                "step() inside perturbed(): leave the block first, the weights are at w + epsilon."
+            )
+        if closure is not None and called_by_grad_scaler():
+            raise RuntimeError(
+                "step(closure) under a GradScaler: it would unscale gradients that the closure has not made yet; "
+                f"{instead}."
+            )
+        for group in self.param_groups:
+            check_rates(group)
 
     @property
     def idle(self) -> bool:
@@ -316,6 +342,26 @@ class OptimizerWrapper(Optimizer):
         for name in self.TRANSIENT:
             self.__dict__.setdefault(name, None)
         self._start()
+
+
+def check_rates(group: Mapping[str, Any], names: tuple[str, ...] = ("lr", "weight_decay")) -> None:
+    """See that numbers of a group are finite and not negative; torch itself lets NaN pass.
+
+    Args:
+        group: an optimizer's group; names that it lacks are left out.
+        names: which. A tensor on an accelerator is believed: to read it would wait for the device.
+
+    Raises:
+        ValueError: one is negative, not finite, or a tensor of several elements.
+    """
+    for name in names:
+        value = group.get(name)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(
+                f"{name} has {value.numel()} elements; pass a number, or a tensor of one element."
+            )
+        if value is not None and not (isinstance(value, Tensor) and value.device.type != "cpu"):
+            check_number(name, value, low=0.0)
 
 
 def layers(optimizer: Optimizer) -> Iterator[Optimizer]:

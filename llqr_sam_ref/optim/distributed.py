@@ -115,7 +115,7 @@ def inner_products(
     return sum_over_shards(values, parameters)
 
 
-def sum_over_shards(values: Float[Tensor, " n"], parameters: Tensors) -> Float[Tensor, " n"]:
+def sum_over_shards(values: Float[Tensor, "n ..."], parameters: Tensors) -> Float[Tensor, "n ..."]:
     """Complete the sum of every entry over the ranks that hold the other shards of its parameter.
 
     Args:

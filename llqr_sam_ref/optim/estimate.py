@@ -50,6 +50,8 @@ class Estimator:
 
     Args:
         structure: of the blocks, in plain factors (not ``positive``).
+
+    Source: George et al. 2018 (arXiv 1806.03884), section 3; the book, thm-random-probe-optimum.
     """
 
     structure: Structure
@@ -183,12 +185,13 @@ def eigenbasis(gram: Float[Tensor, "*b w w"], old: Float[Tensor, "*b w w"]) -> F
         old: basis to fall back to.
 
     Returns:
-        Orthogonal matrices. Each Gram matrix is divided by its trace and gets 1e-7 I first: same eigenvectors, and
-        no trouble with the scale.
+        Orthogonal matrices. Each Gram matrix is divided by its trace first, so that its scale does not matter, and
+        gets a diagonal that rises from 1e-7 to 2e-7: where an eigenvalue occurs more than once (directions that no
+        gradient has had yet), rounding would choose the vectors, and two machines would train apart.
     """
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    scaled = gram / torch.where(trace > 0, trace, 1.0) + RIDGE * eye
+    ridge = RIDGE * torch.linspace(1, 2, gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    scaled = gram / torch.where(trace > 0, trace, 1.0) + torch.diag(ridge)
     return torch.where(trace > 0, torch.linalg.eigh(scaled)[1], old)
 
 

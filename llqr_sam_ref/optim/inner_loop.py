@@ -13,6 +13,7 @@ written once, at the end. Nothing is read back to the host.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +34,9 @@ class InnerLoop(ABC):
         clip: largest Frobenius norm of an array's gradient; None for no clip.
     """
 
+    probe_axes: ClassVar[int] = 0
+    """Axes of X between those of the stack and those of the block."""
+
     def __init__(
         self,
         structure: Structure,
@@ -44,10 +48,15 @@ class InnerLoop(ABC):
         self.structure, self.start, self.X = structure, arrays, X
         self.momentum = check_number("momentum", momentum, low=0.0, high=1.0, open_high=True)
         self.clip = None if clip is None else check_number("clip", clip, low=0.0, open_low=True)
-        batch = X.shape[: X.ndim - len(structure.shape)]
+        batch = X.shape[: X.ndim - len(structure.shape) - self.probe_axes]
         self.clip_hits: dict[str, Int[Tensor, "*b"]] = {
             name: torch.zeros(batch, dtype=torch.int64, device=X.device) for name in arrays
         }
+        self._begin(arrays)
+
+    @abstractmethod
+    def _begin(self, arrays: Factors) -> None:
+        """Set up what the loop keeps from step to step."""
 
     @abstractmethod
     def apply(self) -> Float[Tensor, "*b m n"]:
@@ -76,17 +85,12 @@ class InnerLoop(ABC):
 
 
 class PlainLoop(InnerLoop):
-    """The loop as it is written, for any structure."""
+    """The loop as it is written, for any structure.
 
-    def __init__(
-        self,
-        structure: Structure,
-        arrays: Factors,
-        X: Tensor,
-        momentum: float = 0.9,
-        clip: float | None = 5.0,
-    ) -> None:
-        super().__init__(structure, arrays, X, momentum, clip)
+    Source: LLQR, arXiv 2605.04230; the book, thm-relaxed-gradients.
+    """
+
+    def _begin(self, arrays: Factors) -> None:
         self._current = {name: array.clone() for name, array in arrays.items()}
         self._velocity = {name: torch.zeros_like(array) for name, array in arrays.items()}
 
@@ -125,18 +129,11 @@ class AveragedLoop(PlainLoop):
         X: the probe gradients (b, k, ...).
         momentum: beta, heavy ball.
         clip: largest Frobenius norm of an array's gradient, after averaging; None for no clip.
+
+    Source: the book, thm-multi-probe-optimum.
     """
 
-    def __init__(
-        self,
-        structure: Structure,
-        arrays: Factors,
-        X: Tensor,
-        momentum: float = 0.9,
-        clip: float | None = 5.0,
-    ) -> None:
-        super().__init__(structure, arrays, X[:, 0], momentum, clip)
-        self.X = X
+    probe_axes = 1
 
     def apply(self) -> Float[Tensor, "b k *shape"]:
         """S = U X for every probe."""
@@ -160,17 +157,14 @@ class KroneckerLoop(InnerLoop):
     """The same loop for S = Psi X Phi^T that never touches the larger factor.
 
     Inside, the larger side is on the left: S = A X B^T, or its transpose S^T = A X^T B^T.
+
+    Source: the book, thm-kronecker-inner-loop.
     """
 
-    def __init__(
-        self,
-        structure: Kronecker,
-        arrays: Factors,
-        X: Tensor,
-        momentum: float = 0.9,
-        clip: float | None = 5.0,
-    ) -> None:
-        super().__init__(structure, arrays, X, momentum, clip)
+    structure: Kronecker
+
+    def _begin(self, arrays: Factors) -> None:
+        structure, X = self.structure, self.X
         self._turned = structure.shape[1] > structure.shape[0]
         names, sides = ("Psi", "Phi"), (structure.psi, structure.phi)
         (self._A, self._B), (self._left, self._right) = (

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llqr_sam_ref.config import LLQRConfig
-from llqr_sam_ref.optim._amp import called_by_grad_scaler
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper
 from llqr_sam_ref.optim.distributed import is_sharded, local_tensors, match_sharding, widen
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
@@ -34,12 +33,12 @@ from llqr_sam_ref.optim.linearize import Linearization
 from llqr_sam_ref.optim.metric import Preconditioned
 from llqr_sam_ref.optim.model import CopiedLoss, undisturbed, unwrapped
 from llqr_sam_ref.optim.parts import Part, check_learnable, make_parts
-from llqr_sam_ref.optim.probing import Cost, ProbeBatch, draw_uniforms, linearized
+from llqr_sam_ref.optim.probe_batch import Cost, ProbeBatch, draw_uniforms, linearized
 from llqr_sam_ref.optim.refit import learn
-from llqr_sam_ref.optim.report import BlockReport, quadratic_gain, report_stack
+from llqr_sam_ref.optim.report import BlockReport, quadratic_gain, report_blocks
 from llqr_sam_ref.optim.saved import check_complete, check_entries, check_groups
 from llqr_sam_ref.optim.stacks import Preconditioner, make_stacks
-from llqr_sam_ref.optim.step_rule import apply_rule, move, other_gradients, reads_weights, update_from_zero
+from llqr_sam_ref.optim.step_rule import apply_rule, check_update, move, other_gradients, update_from_zero
 from llqr_sam_ref.optim.workers import Workers
 
 FIXED = ("structure", "solver", "positive", "max_side", "wide")
@@ -59,7 +58,8 @@ class LLQR(OptimizerWrapper):
     from U and from the step rule, w <- w - lr (S + wd w), and hooks on the base see weights of zero.
 
     Cost beyond the base, by default: one copy of the weights in ``step()``, two products with each basis, and a
-    refit of about one gradient every ``every`` steps; memory 2 (m^2 + n^2 + m n) for a weight of m by n.
+    refit of about one gradient every ``every`` steps; memory 2 (m^2 + n^2 + m n) for a weight of m by n, 2 m n with
+    structure="diagonal". The inner loop remembers no curvature: half of that.
 
     Under DDP every worker passes its share of the probe batch: ``probes`` micro-batches partition the whole, and U
     comes out bitwise the same everywhere. Under FSDP2 use structure="diagonal".
@@ -123,7 +123,7 @@ class LLQR(OptimizerWrapper):
         if likelihood is None and self._needs_likelihood:
             self.likelihood = infer_likelihood(loss_fn)
         if self._config.acts_on == "update" and isinstance(base, Optimizer):
-            self._check_base(base)
+            check_update(base)
         self._linearization: Linearization | None = None
         self._learned: Preconditioner | None = None
         self._signature: tuple[Any, ...] = ()
@@ -156,7 +156,7 @@ class LLQR(OptimizerWrapper):
             if self.likelihood is None and self._needs_likelihood:
                 self.likelihood = infer_likelihood(self.loss_fn)
             if config.acts_on == "update" != before.acts_on:
-                self._check_base(self.base)
+                check_update(self.base)
         except ValueError:
             self._config = before
             raise
@@ -194,17 +194,6 @@ class LLQR(OptimizerWrapper):
         counters = {name: first[name] for name in ("llqr_steps", "llqr_refits", "llqr_last_refit")}
         self.param_groups[-1].update(counters)
         self._learned = None
-
-    @staticmethod
-    def _check_base(base: Optimizer) -> None:
-        name = type(base).__name__
-        if any("lr" not in group for group in base.param_groups):
-            raise ValueError(f"base={name} has no lr, which acts_on='update' needs; use acts_on='gradient'.")
-        if reads_weights(base):
-            raise ValueError(
-                f"base={name} makes its update from the weights, which acts_on='update' sets aside; use "
-                "acts_on='gradient' or another base."
-            )
 
     # Refitting.
 
@@ -289,8 +278,17 @@ class LLQR(OptimizerWrapper):
         Returns:
             The ratio.
 
+        Raises:
+            RuntimeError: the model's parameters are sharded.
+            ValueError: a batch that does not fit, or is not finite.
+
         Source: the book, chapter 18.
         """
+        if any(is_sharded(p) for p in self.model.parameters()):
+            raise RuntimeError(
+                "quadratic_gain() needs whole parameters, and the model's are sharded; load a full state dict into a "
+                "model that is not, and ask there."
+            )
         learned = self._preconditioner()
         with self._evaluated(inputs, targets, Workers(), probes=1) as batch:
             self._linearization = linearized(self._linearization, batch, self.states)
@@ -309,7 +307,7 @@ class LLQR(OptimizerWrapper):
         present = [p for p in learned.names if p.grad is not None]
         with torch.no_grad():
             g = dict(zip((learned.names[p] for p in present), self._gradients(present), strict=True))
-            return [row for stack in learned.stacks for row in report_stack(stack, g)]
+            return report_blocks(learned, g)
 
     def _refit_if_due(self) -> None:
         if self.probe is None or not self.refit_due:
@@ -360,20 +358,13 @@ class LLQR(OptimizerWrapper):
         Raises:
             RuntimeError: called inside ``perturbed()``, or with a closure by a GradScaler, which unscales before the
                 closure has made gradients; a gradient is sparse.
+            ValueError: a learning rate or weight decay is negative or not finite.
 
         Source: the book, (21.1), (21.2).
         """
-        if self.inside_perturbation:
-            raise RuntimeError(
-                "step() inside perturbed(): leave the block first, the weights are at w + epsilon."
-            )
+        self.check_step(closure, "call scaler.scale(loss).backward() and then scaler.step(opt)")
         loss = None
         if closure is not None:
-            if called_by_grad_scaler():
-                raise RuntimeError(
-                    "step(closure) under a GradScaler: it would unscale gradients that the closure has not made yet; "
-                    "call scaler.scale(loss).backward() and then scaler.step(opt)."
-                )
             self._refit_if_due()
             with torch.enable_grad():
                 loss = closure()

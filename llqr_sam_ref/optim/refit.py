@@ -13,7 +13,7 @@ from llqr_sam_ref.optim.distributed import sum_over_shards
 from llqr_sam_ref.optim.estimate import Estimator, average_gain, basis_due
 from llqr_sam_ref.optim.inner_loop import AveragedLoop, inner_loop
 from llqr_sam_ref.optim.linearize import Linearization
-from llqr_sam_ref.optim.probing import Cost, ProbeBatch, linearized
+from llqr_sam_ref.optim.probe_batch import Cost, ProbeBatch, linearized
 from llqr_sam_ref.optim.stacks import Own, Stack
 from llqr_sam_ref.optim.structure import Factors
 from llqr_sam_ref.optim.workers import Workers
@@ -73,6 +73,8 @@ def refit_closed_form(
         config: what LLQR does.
         workers: who else has probes.
         own: where counters are saved.
+
+    Source: the book, thm-random-probe-optimum; E-KFAC, George et al. 2018 (arXiv 1806.03884), section 3.
     """
     k = len(next(iter(V.values())))
     draws = [basis_due(stack.refits + 1, config.basis_every) for stack in stacks]
@@ -96,7 +98,9 @@ def take_minimizer(stacks: list[Stack], config: LLQRConfig) -> None:
 
     Args:
         stacks: what is learned; the arrays of U are changed in place.
-        config: what LLQR does.
+        config: what LLQR does; its relative damping is a fraction of the curvature's trace over the number of weights.
+
+    Source: the book, thm-random-probe-optimum.
     """
     if config.damping_kind == "absolute":
         mu = torch.tensor(config.damping, dtype=torch.float64)
@@ -124,6 +128,8 @@ def refit_inner_loop(
         product: v -> G v on the learned parameters, the same on all workers.
         config: what LLQR does.
         own: where counters are saved.
+
+    Source: LLQR, arXiv 2605.04230; the book, thm-relaxed-gradients and, for the average, thm-ema-relaxed-step.
     """
     k = len(next(iter(probes.values())))
     loops = []

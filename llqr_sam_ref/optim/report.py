@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llqr_sam_ref.optim.blocks import Vector
+from llqr_sam_ref.optim.distributed import sum_over_shards
 from llqr_sam_ref.optim.linearize import Linearization
 from llqr_sam_ref.optim.side import Side
 from llqr_sam_ref.optim.stacks import Preconditioner, Stack
@@ -37,33 +38,48 @@ class BlockReport:
     clip_hits: dict[str, int]
 
 
-def report_stack(stack: Stack, gradient: Vector) -> list[BlockReport]:
-    """The report on the blocks of a stack.
+def report_blocks(learned: Preconditioner, gradient: Vector) -> list[BlockReport]:
+    """The report on all blocks of U; sums go over all shards where parameters are sharded.
 
     Args:
-        stack: the blocks.
+        learned: U.
         gradient: g by parameter name; zeros where it has no entry (numbers about g are 0 then).
 
     Returns:
-        One report a block, in the stack's order. Waits for the device.
+        One report a block, in the order of the model's parameters. Waits for the device.
     """
-    X = stack.gather(gradient).double()
-    S = stack.structure.apply(stack.arrays, X.to(stack.dtype)).double()
-    x, s = X.flatten(1), S.flatten(1)
-    descent, lengths = (x * s).sum(1), x.norm(dim=1) * s.norm(dim=1)
-    zero = x.norm(dim=1) == 0
-    stretch = torch.where(zero, 0.0, s.norm(dim=1) / x.norm(dim=1))
-    cosine = torch.where(lengths > 0, descent / lengths, 0.0)
-    rows = zip(distance(stack).tolist(), descent.tolist(), stretch.tolist(), cosine.tolist(), strict=True)
-    hits = {name: counts.tolist() for name, counts in stack.clip_hits.items()}
-    return [
-        BlockReport(block.name, *numbers, {name: counts[i] for name, counts in hits.items()})
-        for i, (block, numbers) in enumerate(zip(stack.group.blocks, rows, strict=True))
-    ]
+    blocks: list[tuple[str, Tensor, dict[str, int]]] = []
+    found = []
+    for stack in learned.stacks:
+        X = stack.gather(gradient).double()
+        S = stack.structure.apply(stack.arrays, X.to(stack.dtype)).double()
+        x, s = X.flatten(1), S.flatten(1)
+        sums = squared_distance(stack), (x * s).sum(1), x.square().sum(1), s.square().sum(1)
+        found.append(torch.stack(sums, 1))
+        counts = {name: hits.tolist() for name, hits in stack.clip_hits.items()}
+        for i, (block, head) in enumerate(zip(stack.group.blocks, stack.heads, strict=True)):
+            blocks.append((block.name, head, {name: hits[i] for name, hits in counts.items()}))
+    if not blocks:
+        return []
+    # Shards of equal layers may differ in shape, and then other layers share a stack on another rank.
+    place = {parameter: index for index, parameter in enumerate(learned.names)}
+    order = sorted(range(len(blocks)), key=lambda i: place[blocks[i][1]])
+    blocks = [blocks[i] for i in order]
+    table = torch.cat([sums.to(found[0].device) for sums in found])[order]
+    rows = sum_over_shards(table, [head for _, head, _ in blocks]).tolist()
+    return [_block_report(name, hits, *row) for (name, _, hits), row in zip(blocks, rows, strict=True)]
 
 
-def distance(stack: Stack) -> Float[Tensor, " b"]:
-    """|U - I| of every block (Frobenius), from the factors, without building a matrix.
+def _block_report(
+    name: str, hits: dict[str, int], far: float, descent: float, g_square: float, s_square: float
+) -> BlockReport:
+    g, s = math.sqrt(g_square), math.sqrt(s_square)
+    stretch, cosine = s / g if g else 0.0, descent / (g * s) if g * s else 0.0
+    return BlockReport(name, math.sqrt(far), descent, stretch, cosine, hits)
+
+
+def squared_distance(stack: Stack) -> Float[Tensor, " b"]:
+    """|U - I|^2 of every block (Frobenius), from the factors, without building a matrix.
 
     Differences from the identity are taken before they are squared, so that a U close to I loses no digits:
     Psi (x) Phi - I = (Psi - I) (x) Phi + I (x) (Phi - I), and E D E^T - I = E (D - 1) E^T + (E E^T - I).
@@ -82,13 +98,13 @@ def distance(stack: Stack) -> Float[Tensor, " b"]:
         off = factors["d"] - 1
     elif isinstance(structure, Kronecker):
         both = _kronecker_square(structure.psi, factors.get("Psi"), structure.phi, factors.get("Phi"))
-        return both.expand(len(stack.parameters)).sqrt()
+        return both.expand(len(stack.parameters))
     elif isinstance(structure, EKFAC):
-        return _ekfac_square(structure, factors).clamp_min(0).sqrt()
+        return _ekfac_square(structure, factors).clamp_min(0)
     else:
         off = factors["U"] - torch.eye(structure.size).to(factors["U"])
     square: Tensor = off.square().flatten(1).sum(1)
-    return square.sqrt()
+    return square
 
 
 def _kronecker_square(psi: Side, Psi: Tensor | None, phi: Side, Phi: Tensor | None) -> Tensor:
@@ -139,6 +155,8 @@ def quadratic_gain(learned: Preconditioner, here: Linearization, *, fisher: bool
 
     Returns:
         (g^T U g)^2/(U g)^T C U g over (g^T g)^2/g^T C g, on the learned parameters.
+
+    Source: the book, chapter 18.
     """
     slope = here.gradient()
     g = {p: slope[name] for p, name in learned.names.items() if name in slope}

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llqr_sam_ref.errors import check_choice, check_count, check_number, unknown_name
-from llqr_sam_ref.optim._amp import called_by_grad_scaler, loss_scale_of
+from llqr_sam_ref.optim._amp import loss_scale_of
 from llqr_sam_ref.optim._random import random_state, set_random_state
-from llqr_sam_ref.optim._wrapper import OptimizerWrapper, layers
+from llqr_sam_ref.optim._wrapper import OptimizerWrapper, check_rates, layers
 from llqr_sam_ref.optim.batchnorm import frozen_batch_stats
 from llqr_sam_ref.optim.distributed import check_gradient, local_tensors, match_sharding, on, widen
 from llqr_sam_ref.optim.metric import (
@@ -209,21 +209,12 @@ class SAM(OptimizerWrapper):
         Raises:
             RuntimeError: called inside ``perturbed()``, or with a closure by a GradScaler, which unscales
                 before the closure has made gradients.
+            ValueError: a learning rate or weight decay is negative or not finite.
 
         Source: Foret et al. 2021, algorithm 1.
         """
-        if self.inside_perturbation:
-            raise RuntimeError(
-                "step() inside perturbed(): leave the block first, the weights are at w + epsilon."
-            )
-        loss = None
-        if closure is not None:
-            if called_by_grad_scaler():
-                raise RuntimeError(
-                    "step(closure) under a GradScaler: it would unscale gradients that the closure has not "
-                    "made yet; use `with opt.perturbed(scaler):` and then scaler.step(opt)."
-                )
-            loss = self._both_passes(closure)
+        self.check_step(closure, "use `with opt.perturbed(scaler):` and then scaler.step(opt)")
+        loss = None if closure is None else self._both_passes(closure)
         gradients = any(p.grad is not None for p in self._parameters())
         counts = gradients and not self.idle
         if counts and self.perturbation_due and not self._perturbed_before:
@@ -253,11 +244,7 @@ class SAM(OptimizerWrapper):
             ValueError: rho is negative, not finite, or a tensor of several elements.
         """
         super().check_group(group)
-        rho = group["rho"]
-        if not isinstance(rho, Tensor):
-            check_number("rho", rho, low=0.0)
-        elif rho.numel() != 1:
-            raise ValueError(f"rho has {rho.numel()} elements; pass a number, or a tensor of one element.")
+        check_rates(group, ("rho",))
 
     def check_own(self, parameter: Tensor, entries: Mapping[str, Any]) -> None:
         """Check the average of gradients that a checkpoint holds.

@@ -6,7 +6,7 @@ nothing is copied in a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,7 +164,8 @@ class Preconditioner:
 
     def __init__(self, stacks: Sequence[Stack], names: Mapping[Tensor, str]) -> None:
         self.stacks = list(stacks)
-        self.names = {p: names[p] for stack in stacks for block in stack.parameters for p in block}
+        learned = {p for stack in stacks for block in stack.parameters for p in block}
+        self.names = {p: name for p, name in names.items() if p in learned}  # in the model's order
 
     def learned(self, parameter: Tensor) -> bool:
         """Whether U is learned on this parameter; elsewhere it is the identity."""
@@ -189,7 +190,3 @@ class Preconditioner:
             found[self.names[p]].to(v.dtype) if p in self.names else v
             for p, v in zip(parameters, vectors, strict=True)
         ]
-
-    def vector(self, tensor_of: Callable[[Tensor], Tensor]) -> Vector:
-        """A vector of weights on the learned parameters."""
-        return {name: tensor_of(parameter) for parameter, name in self.names.items()}

@@ -99,6 +99,8 @@ def update_from_zero(base: Optimizer, weights: list[Tensor]) -> Iterator[list[Te
 
     Yields:
         Minus the update, -M: the weights themselves, at least float32, valid inside only.
+
+    Source: the book, (21.1).
     """
     saved = [weight.clone() for weight in weights]
     settings = [
@@ -127,6 +129,8 @@ def move(weights: Sequence[Tensor], moves: Sequence[Tensor], lr: float | Tensor,
         moves: of their shapes, at least float32.
         lr: learning rate.
         decay: weight decay, decoupled.
+
+    Source: the book, (21.1) and thm-decay-after-preconditioning.
     """
     if not weights:
         return
@@ -137,6 +141,25 @@ def move(weights: Sequence[Tensor], moves: Sequence[Tensor], lr: float | Tensor,
         torch._foreach_mul_(wide, 1.0 - lr * decay)
     torch._foreach_add_(wide, torch._foreach_mul(list(moves), lr))
     torch._foreach_copy_(list(weights), wide)
+
+
+def check_update(base: Optimizer) -> None:
+    """See that a base can be asked for its update.
+
+    Args:
+        base: the optimizer.
+
+    Raises:
+        ValueError: it has no learning rate, or its update depends on the weights.
+    """
+    name = type(base).__name__
+    if any("lr" not in group for group in base.param_groups):
+        raise ValueError(f"base={name} has no lr, which acts_on='update' needs; use acts_on='gradient'.")
+    if reads_weights(base):
+        raise ValueError(
+            f"base={name} makes its update from the weights, which acts_on='update' sets aside; use "
+            "acts_on='gradient' or another base."
+        )
 
 
 def reads_weights(base: Optimizer) -> bool:

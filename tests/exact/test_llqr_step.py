@@ -122,7 +122,8 @@ def test_fifty_steps_of_the_default_against_a_second_writing_of_it() -> None:
                     for side, sample in enumerate((L, R)):
                         grams[i][side] = 0.8 * grams[i][side] + 0.2 * sample
                         gram = grams[i][side] / (1 - 0.8**drawn)
-                        fresh.append(np.linalg.eigh(gram / np.trace(gram) + 1e-7 * np.eye(len(gram)))[1])
+                        ridge = np.diag(np.linspace(1e-7, 2e-7, len(gram)))
+                        fresh.append(np.linalg.eigh(gram / np.trace(gram) + ridge)[1])
                     left = (fresh[0].T @ bases[i][0]) ** 2
                     right = (fresh[1].T @ bases[i][1]) ** 2
                     raw[i] = left @ raw[i] @ right.T

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
+
+SECONDS = 60  # a rank that waits for one that will never come is ended after so long
+FORKED = "forkserver" in multiprocessing.get_all_start_methods()
+if FORKED:  # the modules that take long are imported once, in a process that all ranks are forked from
+    multiprocessing.set_forkserver_preload([
+        "pytest",
+        "sklearn.datasets",
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint.state_dict",
+        "llqr_sam_ref.train.plots",
+        "llqr_sam_ref.train.run",
+    ])
 
 
 def run_on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
     """``function(rank, *arguments)`` on every rank; it must be defined at the top level of a module."""
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_work, args=(ranks, folder, function, arguments), nprocs=ranks)  # type: ignore[no-untyped-call]
+        context = start_processes(
+            _work,
+            args=(ranks, folder, function, arguments),
+            nprocs=ranks,
+            join=False,
+            daemon=True,
+            start_method="forkserver" if FORKED else "spawn",
+        )
+        end = time.monotonic() + SECONDS
+        while not context.join(timeout=max(0.0, end - time.monotonic())):
+            if time.monotonic() >= end:
+                for process in context.processes:
+                    process.kill()
+                raise TimeoutError(f"{function.__name__} on {ranks} ranks took more than {SECONDS} s")
         return [torch.load(Path(folder) / f"result{rank}", weights_only=False) for rank in range(ranks)]
 
 
@@ -23,7 +52,13 @@ def _work(
     rank: int, ranks: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=SECONDS),
+    )
     try:
         torch.save(function(rank, *arguments), Path(folder) / f"result{rank}")
     finally:

@@ -36,6 +36,11 @@ CONSTRUCTION: dict[str, tuple[Callable[[nn.Parameter], object], str]] = {
     "rho text": (lambda w: SAM(sgd(w), rho="big"), "rho='big' is not a number"),  # type: ignore[arg-type]
     "rho of a group": (lambda w: SAM(sgd(w, rho=-1.0)), r"rho=-1\.0"),
     "rho tensor": (lambda w: SAM(sgd(w, rho=torch.ones(2))), "rho has 2 elements; pass a number"),
+    "rho tensor nan": (lambda w: SAM(sgd(w, rho=torch.tensor(NAN))), r"rho=tensor\(nan\) .* finite"),
+    "lr nan": (lambda w: SAM(SGD([w], lr=NAN)), "lr=nan .* finite"),
+    "lr of a group": (lambda w: SAM(sgd(w, lr=NAN)), "lr=nan"),
+    "lr tensor": (lambda w: SAM(sgd(w, lr=torch.ones(2))), "lr has 2 elements; pass a number"),
+    "weight_decay nan": (lambda w: SAM(sgd(w, weight_decay=NAN)), "weight_decay=nan"),
     "every": (lambda w: SAM(sgd(w), every=0), "every=0 .* at least 1"),
     "every float": (lambda w: SAM(sgd(w), every=2.0), r"every=2\.0 .* integer"),  # type: ignore[arg-type]
     "start": (lambda w: SAM(sgd(w), start=-1), "start=-1 .* at least 0"),
@@ -98,6 +103,13 @@ def scheduled_to_nan(w: nn.Parameter) -> None:
     attempt(opt)
 
 
+def rate_scheduled_to_nan(w: nn.Parameter) -> None:
+    opt = SAM(sgd(w), start=5)
+    backward(w.square().sum())
+    opt.param_groups[0]["lr"] = NAN
+    opt.step()
+
+
 def nested(w: nn.Parameter) -> None:
     opt = SAM(sgd(w))
     backward(w.square().sum())
@@ -152,6 +164,7 @@ def nan_gradient(w: nn.Parameter) -> None:
 
 USE: dict[str, tuple[Callable[[nn.Parameter], None], type[Exception], str]] = {
     "scheduled rho": (scheduled_to_nan, ValueError, "rho=nan"),
+    "scheduled lr": (rate_scheduled_to_nan, ValueError, "lr=nan .* finite"),
     "nested": (nested, RuntimeError, r"perturbed\(\) inside perturbed\(\).*leave it first"),
     "step inside": (step_inside, RuntimeError, r"step\(\) inside perturbed\(\).*leave the block"),
     "closure under a scaler": (
@@ -193,6 +206,8 @@ def broken(saved: dict[str, Any], how: str) -> dict[str, Any]:
         return {"state": saved["state"]}
     if how == "shape":
         saved["state"][0]["sam_ema"] = torch.zeros(5)
+    if how == "newer":
+        saved["state"][0]["sam_novel"] = torch.zeros(3)
     if how == "rho":
         saved["param_groups"][0]["rho"] = -1.0
     if how == "another model":
@@ -205,6 +220,7 @@ def broken(saved: dict[str, Any], how: str) -> dict[str, Any]:
     [
         ("truncated", r"state_dict has no \['param_groups'\]"),
         ("shape", r"sam_ema of shape \(5,\) for a parameter of shape \(3,\)"),
+        ("newer", r"\['sam_ema', 'sam_novel'\].*saved with"),
         ("rho", r"rho=-1\.0"),
         ("another model", "doesn't match the size"),
     ],

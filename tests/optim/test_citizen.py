@@ -355,14 +355,46 @@ def test_accumulation_equals_the_full_batch(factory: Factory, base: Any) -> None
 
 
 def test_clipping_belongs_before_the_step(factory: Factory, base: Any) -> None:
+    run, plain = fresh(factory, base), fresh(factory, base)
+    for t in range(3):
+        run.passes(t)
+        length = float(nn.utils.clip_grad_norm_(run.model.parameters(), 1e-3 * 7.0**t))
+        gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+        assert float(nn.utils.get_total_norm(gradients)) == pytest.approx(1e-3 * 7.0**t, rel=1e-4)
+        run.opt.step()
+        plain.passes(t)
+        for p in plain.model.parameters():
+            assert p.grad is not None
+            p.grad *= 1e-3 * 7.0**t / (length + 1e-6)
+        plain.opt.step()
+    for a, b in zip(weights(run.model), weights(plain.model), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    unclipped = fresh(factory, base).train(0, 3)
+    assert max(float((a - b).abs().max()) for a, b in zip(weights(run.model), unclipped, strict=True)) > 1e-6
+
+
+def test_a_parameter_without_a_gradient_stays_to_the_bit(factory: Factory, base: Any) -> None:
+    """Perturbed by the first pass or not, decayed or not: without a gradient in the second there is no step."""
     run = fresh(factory, base)
+    run.train(0, 3)
+    first, _, last, _ = run.model.parameters()
     before = weights(run.model)
-    run.passes(0)
-    nn.utils.clip_grad_norm_(run.model.parameters(), 1e-3)
-    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
-    assert float(nn.utils.get_total_norm(gradients)) == pytest.approx(1e-3, rel=1e-5)
+    run.passes(3)
+    first.grad = None
     run.opt.step()
-    assert not same(weights(run.model), before)
+    assert torch.equal(first.detach(), before[0])
+    assert not torch.equal(last.detach(), before[2])
+    if (
+        hasattr(run.opt, "perturbed") and run.opt.perturbation_due
+    ):  # and without one in the first no perturbation
+        run.opt.zero_grad()
+        run.accumulate(4)
+        last.grad = None
+        before = weights(run.model)
+        with run.opt.perturbed():
+            assert torch.equal(last.detach(), before[2])
+            assert not torch.equal(first.detach(), before[0])
+        assert same(weights(run.model), before)
 
 
 def test_zero_grad_may_keep_the_tensors(factory: Factory, base: Any) -> None:

@@ -176,5 +176,32 @@ def test_the_published_with_one_thing_changed(settings: dict[str, Any]) -> None:
     compare(config, nesterov=False, lr=0.01 if config.acts_on == "update" else 0.1, steps=20)
 
 
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "dense"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_costs_on_states_are_part_of_G(structure: str, reduction: str) -> None:
+    """The exact version is given F + (1/n) sum_i J_i^T S J_i as a matrix, J_i of the hidden layer's states."""
+    config = LLQRConfig.published(structure=structure, reduction=reduction, inner_lr=2e-2, ema=0.5)
+    root = np.random.default_rng(5).standard_normal((5, 5))
+    costs = {"0": 3.0 * np.eye(5), "1": root @ root.T}
+    model, loss_fn, x, y = network(), nn.CrossEntropyLoss(), torch.from_numpy(X), torch.from_numpy(Y)
+    states: dict[str, Any] = {"0": 3.0, "1": torch.from_numpy(costs["1"])}
+    opt = LLQR(torch.optim.SGD(model.parameters(), lr=0.1), model, loss_fn, config, states=states)
+    G = fisher(NET, W, X)
+    for name, S in costs.items():
+        h = model[: int(name) + 1](x).reshape(-1)
+        rows = [torch.autograd.grad(value, list(model[0].parameters()), retain_graph=True) for value in h]
+        J = np.zeros((len(X), 5, W.size))
+        J[:, :, :35] = torch.stack([nn.utils.parameters_to_vector(row) for row in rows]).view(len(X), 5, 35)
+        G = G + np.einsum("nci,cd,ndj->ij", J, S, J) / len(X)
+    opt.refit(x, y)
+    g = NET.gradient(W, X, Y)
+    state = exact.refit(config, exact.start(config, W, LAYERS), g, len(X), G)
+    backward(loss_fn(model(x), y))
+    found = nn.utils.parameters_to_vector([t for t in opt.preconditioned_gradients() if t is not None])
+    np.testing.assert_allclose(found.numpy(), state.U.apply(g), rtol=1e-10, atol=1e-12)
+    without = exact.refit(config, exact.start(config, W, LAYERS), g, len(X), fisher(NET, W, X))
+    assert np.abs(found.numpy() - without.U.apply(g)).max() > 1e-3
+
+
 def test_both_know_the_same_structures() -> None:
     assert CHOICES["structure"] == tuple(STRUCTURES)

@@ -139,13 +139,20 @@ def test_idle_steps_refit_and_count_nothing(config: LLQRConfig) -> None:
     assert opt.refit_due
 
 
+class Drawing(nn.Module):
+    """Draws random numbers also in evaluation mode, without making anything of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.0 * torch.rand_like(x)
+
+
 @BOTH
 def test_a_refit_touches_nothing_but_U(config: LLQRConfig) -> None:
     model = nn.Sequential(
-        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)
-    ).double()
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), Drawing(), nn.Linear(6, 3)
+    )  # in float32, which autocast would round
     opt = fresh(config, model)
-    x, y = batch(0)
+    x, y = batch(0, torch.float32)
     gradients(opt, 0)
     layer(model, 3).eval()  # flags are restored one by one
     flags = [module.training for module in model.modules()]
@@ -169,6 +176,22 @@ def test_a_refit_touches_nothing_but_U(config: LLQRConfig) -> None:
     for p, q in zip(opt.own, twin.own, strict=True):
         for name, value in opt.own[p].items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(twin.own[q][name]))
+
+
+def test_refits_trace_the_model_once() -> None:
+    """New weights and new data of the same shape do not pay the tracing again; thawed layers do."""
+    opt = fresh(PUBLISHED)
+    counts = []
+    for t in range(4):
+        opt.refit(*batch(100 + t))
+        assert opt._linearization is not None
+        counts.append((id(opt._linearization), opt._linearization.traces))
+        train(opt, 1, t)
+        if t == 2:
+            layer(opt.model, 0).requires_grad_(False)
+    assert len(set(counts[:3])) == 1
+    assert counts[0][1] == 1
+    assert counts[3][0] != counts[0][0]
 
 
 def test_labels_are_sampled_anew_at_every_refit_and_the_same_in_every_run() -> None:
@@ -363,6 +386,22 @@ def test_groups_have_structures_of_their_own() -> None:
     assert torch.equal(opt.preconditioned_gradients()[2], both.preconditioned_gradients()[2])  # type: ignore[arg-type]
 
 
+@BOTH
+def test_preconditioned_gradients_come_in_the_order_of_the_groups(config: LLQRConfig) -> None:
+    model = network()
+    last, first = (list(layer(model, i).parameters()) for i in (2, 0))
+    groups: list[dict[str, Any]] = [{"params": last[::-1]}, {"params": first}]
+    opt, usual = LLQR(SGD(groups, lr=0.1), model, loss_fn, config), fresh(config)
+    for each in (opt, usual):
+        each.refit(*batch(100))
+        gradients(each, 0)
+    found, wanted = opt.preconditioned_gradients(), usual.preconditioned_gradients()
+    assert [tuple(t.shape) for t in found if t is not None] == [(3,), (3, 6), (6, 4), (6,)]
+    for a, b in zip(found, (wanted[i] for i in (3, 2, 0, 1)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    assert [row.name for row in opt.report()] == [row.name for row in usual.report()]
+
+
 def test_parameters_of_no_model_keep_the_identity_and_a_root_mean_square_of_their_own() -> None:
     model, extra = network(), nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
     frozen = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
@@ -536,6 +575,21 @@ def test_period_and_decay_may_be_scheduled() -> None:
     for t in (100, 101):
         other.refit(*batch(t))
     torch.testing.assert_close(after, torch.lerp(before, other.own[layer(other.model, 0).bias]["c"], gain))
+
+
+def test_the_average_of_the_inner_loop_may_be_scheduled() -> None:
+    """With ema gamma the stored array moves (1 - gamma) of the way to where the loop ended."""
+    found = []
+    for ema in (0.0, 0.75, 1.0):
+        opt = fresh(replace(PUBLISHED, ema=0.0))
+        opt.refit(*batch(100))
+        start = opt.own[layer(opt.model, 0).bias]["d"].clone()
+        opt.config = replace(opt.config, ema=ema)
+        opt.refit(*batch(101))
+        found.append(opt.own[layer(opt.model, 0).bias]["d"] - start)
+    torch.testing.assert_close(found[1], 0.25 * found[0], rtol=1e-12, atol=1e-14)
+    assert float(found[0].abs().max()) > 1e-4
+    assert not found[2].any()
 
 
 def test_a_checkpoint_of_the_bare_base_starts_U_at_the_identity() -> None:

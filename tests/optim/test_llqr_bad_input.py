@@ -111,6 +111,11 @@ CONSTRUCTION: dict[str, tuple[Callable[[Model], object], str]] = {
         lambda m: LLQR(SGD(m.parameters(), lr=0.1, differentiable=True), m, loss_fn),
         "differentiable=True",
     ),
+    "learning rate NaN": (lambda m: LLQR(SGD(m.parameters(), lr=NAN), m, loss_fn), "lr=nan .* finite"),
+    "sparse": (
+        lambda m: llqr(m.append(nn.ParameterList([nn.Parameter(torch.eye(2).to_sparse())]))),
+        "parameter 4 is complex or sparse",
+    ),
     "complex": (
         lambda m: llqr(m.append(nn.ParameterList([torch.ones(2, dtype=torch.cfloat)]))),
         "parameter 4 is complex",
@@ -189,6 +194,17 @@ def reconfigured(m: Model, **changes: Any) -> None:
     opt.config = replace(opt.config, **changes)
 
 
+def scheduled(m: Model, **entries: Any) -> None:
+    opt = llqr(m)
+    backward(loss_fn(m(batch()[0]), batch()[1]))
+    opt.param_groups[0].update(entries)
+    opt.step()
+
+
+def linear_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs * nn.functional.one_hot(targets, 3)).sum()
+
+
 def training_dropout(m: Model) -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
@@ -257,6 +273,20 @@ USE: dict[str, tuple[Callable[[Model], object], type[Exception], str]] = {
     ),
     "new side": (lambda m: reconfigured(m, max_side=3), ValueError, "max_side=3 cannot replace 1024"),
     "no config": (lambda m: setattr(llqr(m), "config", None), ValueError, "config=None is not an LLQRConfig"),
+    "learning rate scheduled to NaN": (lambda m: scheduled(m, lr=NAN), ValueError, "lr=nan .* finite"),
+    "learning rate scheduled below zero": (lambda m: scheduled(m, lr=-0.1), ValueError, r"lr=-0\.1"),
+    "decay scheduled to NaN": (
+        lambda m: scheduled(m, weight_decay=torch.tensor(NAN)),
+        ValueError,
+        r"weight_decay=tensor\(nan\)",
+    ),
+    "loss without second derivative": (
+        lambda m: refit(
+            LLQR(sgd(m), m, linear_loss, LLQRConfig.published(divergence="gauss-newton")), *batch()
+        ),
+        RuntimeError,
+        "linear in the outputs.*Fisher product",
+    ),
     "probe returns no pair": (
         lambda m: llqr(m, probe=lambda: batch()[0]).geometry(),
         ValueError,
@@ -301,6 +331,18 @@ def truncated() -> dict[str, Any]:
     return saved
 
 
+def newer() -> dict[str, Any]:
+    saved = copy.deepcopy(trained().state_dict())
+    saved["state"][0]["llqr_novel"] = torch.zeros(2)
+    return saved
+
+
+def diverged() -> dict[str, Any]:
+    saved = copy.deepcopy(trained().state_dict())
+    saved["param_groups"][0]["lr"] = NAN
+    return saved
+
+
 CHECKPOINTS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "of another structure": (
         lambda: trained(LLQRConfig(structure="dense")).state_dict(),
@@ -315,6 +357,11 @@ CHECKPOINTS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: trained(structure="diagonal").state_dict(),
         "structure='diagonal' in group 0, this LLQR None",
     ),
+    "of a newer version": (
+        newer,
+        r"'novel': \(2,\).* for a parameter of shape \(6, 4\), but .*build LLQR with",
+    ),
+    "with a learning rate of NaN": (diverged, "lr=nan"),
     "truncated": (truncated, "no llqr_ entries for parameter 2; it is truncated"),
     "no checkpoint": (lambda: {"weights": 3}, "state_dict has no"),
 }

@@ -6,17 +6,21 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from llqr_sam_ref.config import LLQRConfig
-from llqr_sam_ref.optim import LLQR, SAM, llqr, probing
+from llqr_sam_ref.optim import LLQR, SAM, estimate, llqr, probe_batch
+from llqr_sam_ref.optim.estimate import eigenbasis as estimate_eigenbasis
+from llqr_sam_ref.optim.report import BlockReport
 from llqr_sam_ref.optim.workers import Workers
 from tests.optim._ranks import run_on_ranks
 from tests.optim._training import backward, same
@@ -34,6 +38,20 @@ CONFIGS: dict[str, LLQRConfig] = {
     "published": LLQRConfig.published(every=2, inner_lr=0.02, ema=0.5),
     "published, newton": LLQRConfig.published(every=2, divergence="newton", inner_lr=0.02),
     "inner loop, four probes": replace(INNER, probes=4, probe_vector="sampled"),
+}
+
+
+SHARDED: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "true labels": {"probe_vector": "gradient"},
+    "per tensor": {"step_rule": "rms-per-tensor"},
+    "grafted": {"step_rule": "graft"},
+    "on the gradient": {
+        "acts_on": "gradient",
+        "step_rule": "none",
+        "damping": 1.0,
+        "damping_kind": "absolute",
+    },
 }
 
 
@@ -91,19 +109,23 @@ def on_a_rank(rank: int) -> dict[str, Any]:
             opt, path = train(model, config, rho, half(rank))
             stored = [t for entries in opt.own.values() for t in entries.values() if isinstance(t, Tensor)]
             found[f"{name}, {rho}"] = path, stored
-    found["errors"] = [error_of(rank, wrong) for wrong in (three_probes, unequal_shares, sharded_default)]
+    wrongs = (three_probes, unequal_shares, sharded_default, sharded_published, sharded_gain)
+    found["errors"] = [error_of(rank, wrong) for wrong in wrongs]
     config = replace(DEFAULT, structure="diagonal")
-    for rho in (0.0, 0.1):
-        opt, path = train(sharded(), config, rho, half(rank))
+    for name, changes in SHARDED.items():
+        opt, path = train(sharded(), replace(config, **changes), 0.1, half(rank))
         entries = next(iter(opt.own.values()))
-        found[f"sharded, {rho}"] = path, tuple(entries["d"].shape), type(entries["d"]).__name__
+        found[f"sharded, {name}"] = path, tuple(entries["d"].shape), type(entries["d"]).__name__
     found["sharded gradients"] = gradients_stay(rank)
-    found["sharded resume"] = sharded_resume(rank)
+    found["sharded resume"] = [sharded_resume(rank, full=full) for full in (None, False, True)]
+    found["sharded autocast"] = autocast_stays_out(rank)
+    found["sharded report"] = sharded_report(rank)
+    found["bases"] = bases_of_the_first(rank)
     return found
 
 
-def sharded() -> nn.Module:
-    model = network()
+def sharded(dtype: torch.dtype = torch.float64) -> nn.Module:
+    model = network().to(dtype)
     mesh = init_device_mesh("cpu", (2,))
     for layer in model:
         fully_shard(layer, mesh=mesh)
@@ -128,15 +150,40 @@ def gradients_stay(rank: int) -> bool:
     )
 
 
-def sharded_resume(rank: int) -> bool:
-    """What is saved of a sharded U is sharded too, and goes on where it was."""
+def autocast_stays_out(rank: int) -> bool:
+    """A refit of a sharded model under autocast is one in float32."""
+    found = []
+    for enabled in (False, True):
+        model = sharded(torch.float32)
+        opt = LLQR(
+            SGD(model.parameters(), lr=0.1),
+            model,
+            nn.CrossEntropyLoss(),
+            replace(DEFAULT, structure="diagonal"),
+        )
+        x, y = map(half(rank), batch(0))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            opt.refit(x.float(), y)
+        found.append([_whole(entries["d"]) for entries in opt.own.values()])
+    return same(*found)
+
+
+def sharded_resume(rank: int, *, full: bool | None) -> bool:
+    """What is saved of a sharded U is sharded too (or gathered, ``full``), and goes on where it was."""
     config = replace(DEFAULT, structure="diagonal")
     model = sharded()
     opt, _ = train(model, config, 0.0, half(rank))
     twin = sharded()
     again = LLQR(SGD(twin.parameters(), lr=0.02, momentum=0.9), twin, nn.CrossEntropyLoss(), config)
-    twin.load_state_dict(model.state_dict())
-    again.load_state_dict(copy.deepcopy(opt.state_dict()))  # torch shares the base's tensors
+    if full is None:
+        twin.load_state_dict(model.state_dict())
+        again.load_state_dict(copy.deepcopy(opt.state_dict()))  # torch shares the base's tensors
+    else:
+        opt.zero_grad()
+        options = StateDictOptions(full_state_dict=full)
+        saved = copy.deepcopy(get_state_dict(model, opt, options=options))
+        options = StateDictOptions(full_state_dict=full, broadcast_from_rank0=full)
+        set_state_dict(twin, again, model_state_dict=saved[0], optim_state_dict=saved[1], options=options)
     for one, other in ((model, opt), (twin, again)):
         if other.refit_due:
             other.refit(*map(half(rank), batch(50)))
@@ -145,6 +192,29 @@ def sharded_resume(rank: int) -> bool:
         backward(nn.functional.cross_entropy(one(x), y))
         other.step()
     return same([_whole(p) for p in model.parameters()], [_whole(p) for p in twin.parameters()])
+
+
+def sharded_report(rank: int) -> list[BlockReport]:
+    """A report on a model of which every rank has half, the last bias cut into 2 + 1."""
+    opt, _ = train(sharded(), replace(DEFAULT, structure="diagonal"), 0.0, half(rank))
+    x, y = map(half(rank), batch(0))
+    opt.zero_grad()
+    backward(nn.functional.cross_entropy(opt.model(x), y))
+    return opt.report()
+
+
+def bases_of_the_first(rank: int) -> list[Tensor]:
+    """What is learned if the ranks' eigenvectors come in different orders, as those of different machines may."""
+    model = network()
+    opt = LLQR(SGD(model.parameters(), lr=0.02), model, nn.CrossEntropyLoss(), DEFAULT)
+
+    def turned(gram: Tensor, old: Tensor) -> Tensor:
+        return estimate_eigenbasis(gram, old).flip(-1) if rank else estimate_eigenbasis(gram, old)
+
+    with patch.object(estimate, "eigenbasis", turned):
+        for t in range(3):
+            opt.refit(*map(half(rank), batch(t)))
+    return [t for entries in opt.own.values() for t in entries.values() if isinstance(t, Tensor)]
 
 
 def three_probes(rank: int) -> None:
@@ -166,10 +236,22 @@ def sharded_default(rank: int) -> None:
     LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), DEFAULT)
 
 
+def sharded_published(rank: int) -> None:
+    model = sharded()
+    LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), LLQRConfig.published())
+
+
+def sharded_gain(rank: int) -> None:
+    model = sharded()
+    config = replace(DEFAULT, structure="diagonal")
+    opt = LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), config)
+    opt.quadratic_gain(*map(half(rank), batch(0)))
+
+
 def error_of(rank: int, wrong: Callable[[int], None]) -> str:
     try:
         wrong(rank)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         return str(error)
     return "no error"
 
@@ -191,21 +273,24 @@ def test_two_workers_equal_one(name: str, rho: float, two: list[dict[str, Any]])
     assert same(stored, twin)
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.1])
-def test_sharded_workers_equal_one(
-    rho: float, two: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interleaved(whole: Tensor) -> Tensor:
     """Micro-batch j of a sharded model is made of the j-th micro-batches of all workers."""
+    return whole.view(2, 4, 2, *whole.shape[1:]).transpose(0, 1).reshape(whole.shape)
 
-    def interleaved(whole: Tensor) -> Tensor:
-        return whole.view(2, 4, 2, *whole.shape[1:]).transpose(0, 1).reshape(whole.shape)
 
-    config = replace(DEFAULT, structure="diagonal")
-    draw = probing.draw_uniforms
+@pytest.fixture
+def interleaved_uniforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = probe_batch.draw_uniforms
     monkeypatch.setattr(llqr, "draw_uniforms", lambda *given: interleaved(draw(*given)))
-    _, expected = train(network(), config, rho, interleaved)
+
+
+@pytest.mark.usefixtures("interleaved_uniforms")
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_workers_equal_one(name: str, two: list[dict[str, Any]]) -> None:
+    config = replace(DEFAULT, structure="diagonal", **SHARDED[name])
+    _, expected = train(network(), config, 0.1, interleaved)
     for results in two:
-        path, shape, kind = results[f"sharded, {rho}"]
+        path, shape, kind = results[f"sharded, {name}"]
         for found, wanted in zip(path, expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
         assert (shape, kind) == ((6, 5), "DTensor")
@@ -213,16 +298,37 @@ def test_sharded_workers_equal_one(
 
 def test_sharded_refits_leave_the_gradients_and_resume(two: list[dict[str, Any]]) -> None:
     assert [results["sharded gradients"] for results in two] == [True, True]
-    assert [results["sharded resume"] for results in two] == [True, True]
+    assert [results["sharded autocast"] for results in two] == [True, True]
+    assert [results["sharded resume"] for results in two] == [[True] * 3] * 2
+
+
+@pytest.mark.usefixtures("interleaved_uniforms")
+def test_a_sharded_report_is_that_of_the_whole(two: list[dict[str, Any]]) -> None:
+    opt, _ = train(network(), replace(DEFAULT, structure="diagonal"), 0.0, interleaved)
+    x, y = batch(0)
+    opt.zero_grad()
+    backward(nn.functional.cross_entropy(opt.model(x), y))
+    for results in two:
+        for found, wanted in zip(results["sharded report"], opt.report(), strict=True):
+            assert found.name == wanted.name
+            for number in ("distance", "descent", "stretch", "cosine"):
+                assert getattr(found, number) == pytest.approx(getattr(wanted, number), rel=1e-9)
+
+
+def test_all_workers_take_the_bases_of_the_first(two: list[dict[str, Any]]) -> None:
+    ours, twin = (results["bases"] for results in two)
+    assert same(ours, twin)
 
 
 def test_what_cannot_be_shared_says_so(two: list[dict[str, Any]]) -> None:
     for results in two:
-        probes, shares, sharding = results["errors"]
+        probes, shares, sharding, inner, gain = results["errors"]
         assert "probes=3 micro-batches cannot be shared by 2 workers; choose a multiple, or 1" in probes
         assert "the number of probe examples differs between the workers: [8, 4]" in shares
         assert "structure='ekfac'" in sharding
         assert "use structure='diagonal' with solver='closed-form'" in sharding
+        assert "structure='diagonal' with solver='inner-loop' needs whole ones" in inner
+        assert "quadratic_gain() needs whole parameters" in gain
 
 
 def test_a_single_process_is_one_worker() -> None:

@@ -18,13 +18,16 @@ def test_the_commands_are_targets_of_the_makefile() -> None:
     assert all(re.search(rf"^{command}:", makefile, re.MULTILINE) for command in commands)
 
 
-def test_the_code_prints_what_its_comment_says() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (promised,) = re.findall(r"print\(.*?\)  # (\[.*?\])", code)
+def test_the_code_prints_what_its_comments_say() -> None:
+    """The blocks are one session; an accuracy may be off by a point elsewhere."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    promised = re.findall(r"print\(.*\)  # ([^:\n]*)", code)
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=rendered.ROOT, capture_output=True, text=True, check=True
     )
-    assert run.stdout.strip() == promised
+    path, accuracy = run.stdout.splitlines()
+    assert path == promised[0]
+    assert abs(int(accuracy.rstrip("%")) - int(promised[1].rstrip("%"))) <= 1
 
 
 def test_every_link_leads_to_a_file() -> None:

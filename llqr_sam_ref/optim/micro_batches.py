@@ -1,6 +1,6 @@
-"""Probes: the gradients of the mean loss on equal shards of a probe batch, against sampled or given labels.
+"""Probes: the gradients of the mean loss on equal micro-batches of a probe batch, against sampled or given labels.
 
-Against labels sampled from the model, V_j of shard j has covariance F/m for m likelihood terms a shard, F the
+Against labels sampled from the model, V_j of micro-batch j has covariance F/m for m likelihood terms in it, F the
 mean Fisher matrix at the weights: the probes of one backward pass say what curvature looks like without any
 product.
 """
@@ -23,7 +23,7 @@ from llqr_sam_ref.optim.pure import Batch, Point, PureModule, Vector, isolated
 
 Slope = Callable[
     [Tensor, Any, Tensor], Tensor
-]  # (outputs, targets, extra) of a shard -> cotangent of its outputs
+]  # (outputs, targets, extra) of a micro-batch -> cotangent of its outputs
 
 
 def sampled_gradients(
@@ -35,7 +35,7 @@ def sampled_gradients(
     *,
     probes: int,
 ) -> Vector:
-    """V_j = gradient of the mean of -log p(y | z) over shard j, labels y drawn from the model.
+    """V_j = gradient of the mean of -log p(y | z) over micro-batch j, labels y drawn from the model.
 
     Args:
         module: f, in evaluation mode; nothing of it changes.
@@ -43,7 +43,7 @@ def sampled_gradients(
         inputs: the probe batch: a tensor, a tuple of positional or a mapping of keyword arguments.
         targets: the given labels, only to know which positions are ignored; None counts all.
         uniforms: numbers in [0, 1) of shape ``likelihood.uniforms_shape(outputs.shape)``.
-        probes: k, equal contiguous shards; must divide the number of examples.
+        probes: k, equal contiguous micro-batches; must divide the number of examples.
 
     Returns:
         Stacked gradients (k, *shape) by parameter name, in float32 or better.
@@ -59,20 +59,20 @@ def sampled_gradients(
         sampled = likelihood.sample(outputs, labels, u)
         return likelihood.score(outputs, sampled) / likelihood.terms(outputs, labels)
 
-    return _shard_gradients(module, slope, inputs, targets, uniforms, probes)
+    return _micro_batch_gradients(module, slope, inputs, targets, uniforms, probes)
 
 
 def batch_gradients(
     module: nn.Module, loss_fn: LossFn, inputs: Batch, targets: Any, *, probes: int
 ) -> Vector:
-    """V_j = gradient of the loss over shard j, labels as given.
+    """V_j = gradient of the loss over micro-batch j, labels as given.
 
     Args:
         module: f, in evaluation mode; nothing of it changes.
         loss_fn: the loss, with its own reduction.
         inputs: the probe batch.
         targets: its labels, or None for losses of the outputs alone.
-        probes: k, equal contiguous shards; must divide the number of examples.
+        probes: k, equal contiguous micro-batches; must divide the number of examples.
 
     Returns:
         Stacked gradients (k, *shape) by parameter name, in float32 or better.
@@ -88,10 +88,10 @@ def batch_gradients(
         slope_of_loss: Tensor = grad(loss)(outputs)
         return slope_of_loss
 
-    return _shard_gradients(module, slope, inputs, targets, None, probes)
+    return _micro_batch_gradients(module, slope, inputs, targets, None, probes)
 
 
-def _shard_gradients(
+def _micro_batch_gradients(
     module: nn.Module, slope: Slope, inputs: Batch, targets: Any, extra: Tensor | None, probes: int
 ) -> Vector:
     check_count("probes", probes)
@@ -107,10 +107,10 @@ def _shard_gradients(
     if count % probes:
         raise ValueError(f"probes={probes} does not divide the {count} examples of the probe batch.")
     extra = torch.empty(count, device=pure.device) if extra is None else extra.to(pure.device)
-    shards = [tensor.reshape(probes, count // probes, *tensor.shape[1:]) for tensor in (*leaves, extra)]
+    parts = [tensor.reshape(probes, count // probes, *tensor.shape[1:]) for tensor in (*leaves, extra)]
     try:
         with isolated(pure.device):
-            gradients, outputs = _run(pure, point, slope, shards, probes)
+            gradients, outputs = _run(pure, point, slope, parts, probes)
     except (RuntimeError, TypeError, IndexError) as error:
         shapes = [tuple(leaf.shape) for leaf in leaves]
         raise ValueError(f"no gradients on the probe batch (tensors of shapes {shapes}): {error}") from error
@@ -120,28 +120,28 @@ def _shard_gradients(
 
 
 def _run(
-    pure: PureModule, point: Point, slope: Slope, shards: list[Tensor], probes: int
+    pure: PureModule, point: Point, slope: Slope, parts: list[Tensor], probes: int
 ) -> tuple[list[Tensor], Tensor]:
-    # Shards share every operation, except that convolutions would become grouped ones, which are slower.
+    # Micro-batches share every operation, except that convolutions would become grouped ones, which are slower.
     if not any(isinstance(part, _ConvNd) for part in pure.module.modules()):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                return _at_once(pure, point, slope, shards)
+                return _at_once(pure, point, slope, parts)
         except RuntimeError:
             pass  # an operation that cannot be batched
-    return _one_by_one(pure, point, slope, shards, probes)
+    return _one_by_one(pure, point, slope, parts, probes)
 
 
 def _one_by_one(
-    pure: PureModule, point: Point, slope: Slope, shards: list[Tensor], probes: int
+    pure: PureModule, point: Point, slope: Slope, parts: list[Tensor], probes: int
 ) -> tuple[list[Tensor], Tensor]:
-    """A forward and a backward pass a shard."""
+    """A forward and a backward pass a micro-batch."""
     fixed = point.rest[: len(point.layout.fixed)]
     stacked = [p.new_empty((probes, *p.shape)) for p in point.params]
     outputs = []
     for index in range(probes):
-        *leaves, extra = (shard[index] for shard in shards)
+        *leaves, extra = (part[index] for part in parts)
         params = [p.detach().requires_grad_() for p in point.params]
         with torch.enable_grad():
             output = pure.forward(params, [*fixed, *leaves], point.layout)[0]
@@ -157,13 +157,13 @@ def _one_by_one(
 
 
 def _at_once(
-    pure: PureModule, point: Point, slope: Slope, shards: list[Tensor]
+    pure: PureModule, point: Point, slope: Slope, parts: list[Tensor]
 ) -> tuple[list[Tensor], Tensor]:
-    """All shards through every operation together."""
+    """All micro-batches through every operation together."""
     fixed = point.rest[: len(point.layout.fixed)]
 
-    def one(*shard: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        rest, extra = [*fixed, *shard[:-1]], shard[-1]
+    def one(*part: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        rest, extra = [*fixed, *part[:-1]], part[-1]
 
         def f(*params: Tensor) -> Tensor:
             return pure.forward(params, rest, point.layout)[0]
@@ -171,5 +171,5 @@ def _at_once(
         output, pull = vjp(f, *point.params)  # type: ignore[misc]
         return pull(slope(output, pure.targets(rest, point.layout), extra)), output
 
-    gradients, outputs = vmap(one)(*shards)
+    gradients, outputs = vmap(one)(*parts)
     return list(gradients), outputs

@@ -16,7 +16,7 @@ from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim.blocks import Vector
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
 from llqr_sam_ref.optim.linearize import Linearization
-from llqr_sam_ref.optim.probe import batch_gradients, sampled_gradients
+from llqr_sam_ref.optim.micro_batches import batch_gradients, sampled_gradients
 from llqr_sam_ref.optim.pure import PureModule, isolated
 from llqr_sam_ref.optim.sharded import sharded_gradients
 from llqr_sam_ref.optim.workers import Workers

@@ -1,4 +1,4 @@
-"""Probes are the gradients of their shards, and with sampled labels their covariance is the Fisher matrix."""
+"""Probes are the gradients of their micro-batches, and with sampled labels their covariance is the Fisher matrix."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 from llqr_sam_ref.nets import mlp
 from llqr_sam_ref.optim.likelihood import Categorical, Gaussian, infer_likelihood
 from llqr_sam_ref.optim.linearize import Linearization
-from llqr_sam_ref.optim.probe import batch_gradients, sampled_gradients
+from llqr_sam_ref.optim.micro_batches import batch_gradients, sampled_gradients
 from tests.optim._models import CASES, case, flat
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_probes_are_the_gradients_of_their_shards(name: str) -> None:
+def test_probes_are_the_gradients_of_their_micro_batches(name: str) -> None:
     module, loss_fn, x, y = case(name)
     x, y = torch.cat((x[:2], x[:2].flip(0))), torch.cat((y[:2], y[1:3]))
     likelihood = infer_likelihood(loss_fn)
