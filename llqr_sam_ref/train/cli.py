@@ -5,6 +5,7 @@ python -m llqr_sam_ref train --preset digits-mlp --optimizer llqr-sam --out runs
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -90,7 +94,8 @@ def _train(given: list[str]) -> int:
     try:
         result = train(command.config, command.out, arguments=given, resume=command.resume)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        if _first():
+            print(stopped, file=sys.stderr)
         return 130
     path = Path(command.out) / record.NAME
     if _first():
@@ -155,7 +160,7 @@ def _commands() -> ModuleType:
 def _early(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
     """Values of some flags before the rest is read: they decide the defaults of the rest."""
     found: dict[str, str | None] = dict.fromkeys(names)
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--")
         if flag.startswith("--") and name in found:
@@ -164,8 +169,6 @@ def _early(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str | No
 
 
 def _first() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 

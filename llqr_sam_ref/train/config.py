@@ -214,9 +214,9 @@ class TrainConfig:
 
     Args:
         model: what is trained.
-        data: on what.
-        optimizer: how.
-        schedule: how long.
+        data: what it is trained on.
+        optimizer: how it is trained.
+        schedule: how long, and with which learning rate when.
         machine: on which machine.
         watch: what is shown and kept.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from llqr_sam_ref.train.config import MachineConfig
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,33 @@ class Ranks:
         flag = torch.tensor(float(condition), device=self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What the first process makes, in all of them: they need not see the same disk, nor at the same moment.
+
+        Args:
+            make: called on the first process only; what it returns or raises is pickled.
+
+        Returns:
+            The value.
+
+        Raises:
+            Exception: what ``make`` raised, in all processes.
+        """
+        if self.count == 1:
+            return make()
+        outcome: list[Any] = [None]
+        if self.first:
+            try:
+                outcome[0] = (make(), None)
+            except Exception as error:
+                outcome[0] = (None, error)
+        dist.broadcast_object_list(outcome, 0)
+        value: Value
+        value, failure = outcome[0]
+        if failure is not None:
+            raise failure
+        return value
 
     def spread_buffers(self, model: nn.Module) -> None:
         """Give every process the first one's running statistics."""

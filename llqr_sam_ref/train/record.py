@@ -29,11 +29,13 @@ def command(arguments: Sequence[str]) -> str:
     """The command line that trains the same again, with paths replaced by OUT and DATA.
 
     Args:
-        arguments: those of the program, its name left out.
+        arguments: those of the program, its name left out; none if it was started from Python.
 
     Returns:
-        One line.
+        One line, of the shell or of Python.
     """
+    if not arguments:
+        return "llqr_sam_ref.train.train(TrainConfig.from_flat(config), OUT)"
     words: list[str] = []
     hidden = ""
     for argument in arguments:

@@ -55,14 +55,7 @@ def train(
     """
     folder = Path(out)
     with started(config.machine) as ranks, _flags(config, ranks):
-        folder.mkdir(parents=True, exist_ok=True)
-        saved = checkpoint.load(folder, _warn if ranks.first else lambda text: None)
-        if saved is None and resume:
-            raise ValueError(
-                f"resume=True but {folder} has no checkpoint; pass the folder of a run, or leave it out."
-            )
-        if saved is not None:
-            _check_same(config, saved["config"], folder)
+        saved = ranks.from_first(lambda: _saved(config, folder, resume))
         if config.data.download and ranks.count > 1:
             raise ValueError("download=True with several processes; fetch the data with a single one first.")
         dtype = torch.float64 if config.machine.precision == "float64" else torch.float32
@@ -90,9 +83,18 @@ class _Session:
     def run(self, arguments: Sequence[str]) -> dict[str, Any]:
         trainer, watch, first = self.trainer, self.config.watch, self.ranks.first
         self.start = self.epoch_start = time.perf_counter()
+        if first:
+            self.folder.mkdir(parents=True, exist_ok=True)
         show = {"bar": watch.progress and first, "scalars": watch.tensorboard and first}
-        if trainer.step == trainer.steps:
-            return self._finish(arguments)
+        if (
+            trainer.step == trainer.steps
+        ):  # it was finished before, or stopped between its last step and its record
+            known = self.ranks.from_first(lambda: _finished(self.folder))
+            if known is None:
+                return self._finish(arguments)
+            if first:
+                _warn(f"{self.folder} was finished before; pass another --out to train anew.")
+            return known
         self.display = Display(self.folder, trainer.steps, trainer.step, **show)
         if first and 0 < trainer.step < trainer.steps:
             self.display.say(f"going on from step {trainer.step} of {trainer.steps}.")
@@ -259,6 +261,23 @@ class _Session:
         except (ValueError, RuntimeError) as error:
             return {"error": str(error)}
         return {**values, "examples": size}
+
+
+def _saved(config: TrainConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if there is one, of the same run."""
+    saved = checkpoint.load(folder, _warn)
+    if saved is not None:
+        _check_same(config, saved["config"], folder)
+    elif resume:
+        raise ValueError(
+            f"resume=True but {folder} has no checkpoint; pass the folder of a run, or leave it out."
+        )
+    return saved
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The record of a run that was finished before."""
+    return record.read(folder) if (folder / record.NAME).exists() else None
 
 
 def _check_same(config: TrainConfig, saved: dict[str, Any], folder: Path) -> None:

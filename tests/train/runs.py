@@ -15,8 +15,8 @@ from llqr_sam_ref.train.loop import Trainer
 from llqr_sam_ref.train.presets import configured
 from llqr_sam_ref.train.ranks import Ranks
 
-QUIET = {"progress": False, "tensorboard": False, "sharpness_examples": 0}
-SMALL = {
+QUIET: dict[str, Any] = {"progress": False, "tensorboard": False, "sharpness_examples": 0}
+SMALL: dict[str, Any] = {
     **QUIET,
     "model_args": ("hidden=8", "activation=tanh"),
     "augment": ("crop",),  # no pixel stays dark: Gram matrices have no eigenvalue that occurs twice

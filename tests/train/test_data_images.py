@@ -96,7 +96,8 @@ def test_moments_of_a_constant_channel() -> None:
 
 
 def test_subsets_and_noise() -> None:
-    full, part = (pixels(loaded("digits", **s)) for s in ({}, {"train_examples": 100, "test_examples": 30}))
+    full = pixels(loaded("digits"))
+    part = pixels(loaded("digits", train_examples=100, test_examples=30))
     assert (part.train_size, part.test_size) == (100, 30)
     assert torch.equal(part.images, full.images[:100])
     wrong = pixels(loaded("digits", label_noise=0.4))

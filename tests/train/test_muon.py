@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_zero_stays_zero() -> None:
     assert torch.equal(orthogonalize(torch.zeros(3, 2)), torch.zeros(3, 2))
 
 
-def steps(optimizer: Any, parameters: list[Tensor], count: int = 5) -> list[Tensor]:
+def steps(optimizer: Any, parameters: Sequence[Tensor], count: int = 5) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     for _ in range(count):
         for parameter in parameters:
@@ -49,7 +50,7 @@ def test_matrices_step_as_torchs_muon() -> None:
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(3, 8))]
     theirs = copy.deepcopy(ours)
-    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
     mine = steps(Muon([{"params": ours, "rule": "muon"}], **options), ours)
     torchs = steps(torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options), theirs)
     for a, b in zip(mine, torchs, strict=True):

@@ -13,6 +13,7 @@ import torch
 
 from llqr_sam_ref.train import record
 from llqr_sam_ref.train.compare import grouped, table, text, time_to
+from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.plots import draw
 from llqr_sam_ref.train.run import train
 from tests.train.runs import small
@@ -57,6 +58,13 @@ def test_a_record_says_what_when_and_with_what(tmp_path: Path) -> None:
 )
 def test_commands_keep_no_paths(arguments: list[str], expected: str) -> None:
     assert record.command(arguments) == f"python -m llqr_sam_ref {expected}"
+
+
+def test_a_run_from_python_says_how_it_is_repeated(tmp_path: Path) -> None:
+    made = train(small("sgd"), tmp_path / "first")
+    again = {"train": train, "TrainConfig": TrainConfig, "config": made["config"], "OUT": tmp_path / "again"}
+    repeated = eval(made["command"].removeprefix("llqr_sam_ref.train."), again)
+    assert repeated["result"]["loss"] == made["result"]["loss"]
 
 
 def test_numbers_survive_and_what_is_not_finite_is_null(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_dropout_batch_statistics_and_half_precision_go_on(tmp_path: Path, prese
 
 # Killed.
 
-LONG = {"epochs": 40, "checkpoint_every": 1, "eval_every": 40, "rho": 0.05}
+LONG: dict[str, Any] = {"epochs": 40, "checkpoint_every": 1, "eval_every": 40, "rho": 0.05}
 KILLS = 10
 
 

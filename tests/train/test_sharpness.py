@@ -60,7 +60,7 @@ def test_sharpness_of_a_network_equals_the_dense_hessians() -> None:
     assert found["gradient_norm"] == pytest.approx(float(length), rel=1e-10)
     with torch.no_grad():
         for p, g in zip(model.parameters(), gradient, strict=True):
-            p += 0.2 * g / length
+            p.add_(0.2 * g / length)
         assert found["sam_sharpness"] == pytest.approx(
             float(loss_fn(model(x), y)) - float(loss.detach()), rel=1e-8
         )
