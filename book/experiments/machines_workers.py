@@ -84,10 +84,14 @@ def train(options: Options, case: Case, processes: int) -> Path:
     words += ["--epochs", str(options.epochs), "--train-examples", str(options.train_examples)]
     words += ["--out", str(folder)]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else ()), *words]
+    launch([sys.executable, *(launcher if processes > 1 else ()), *words])
+    return folder
+
+
+def launch(command: list[str]) -> None:
+    """Run a command, one thread a process."""
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, env={**os.environ, **threads}, check=True, timeout=600)
-    return folder
 
 
 def model_of(folder: Path) -> Tensor:
