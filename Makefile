@@ -15,7 +15,7 @@ help:
 	@echo "make book   execute and render the book into _build/html"
 	@echo "make test   run every test, the built site included"
 	@echo "make lint   ruff and the type checker"
-	@echo "make bench  measure what the methods cost, beside a plain loop and a peer (a quarter of an hour)"
+	@echo "make bench  measure what the methods cost, beside a plain loop and a peer (twenty minutes)"
 	@echo "make lab    open the chapters in JupyterLab"
 	@echo "make clean  remove _build and caches (keeps .venv)"
 

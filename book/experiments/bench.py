@@ -1,9 +1,9 @@
 """What the methods cost, as ratios measured in one process: the table of `make bench`.
 
-    python -m book.experiments.bench                 writes book/results/bench.json; a quarter of an hour on one core
+    python -m book.experiments.bench                 writes book/results/bench.json; twenty minutes on one core
     python -m book.experiments.bench --quick         small sizes: shows that it runs, its ratios mean nothing
 
-Every ratio is one of medians over interleaved repeats after a warm-up, one thread. Both clocks are kept; on a CPU
+Every ratio is one of lower quartiles over interleaved repeats after a warm-up, one thread. Both clocks are kept; on a CPU
 the process's own time counts, because it does not depend on who else uses the cores. What happens every K steps is
 amortized by arithmetic: (step + refit/K) over the step of the base, step and refit measured apart.
 """
@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
 
 from book.experiments.store import RESULTS, store
-from book.experiments.timing import Claim, Medians, Share, Stopwatch, Work, row, table
+from book.experiments.timing import Claim, Seconds, Share, Stopwatch, Work, row, table
 from llqr_sam_ref import LLQR, SAM, LLQRConfig, Monge, frozen_batch_stats
 from llqr_sam_ref.config import CHOICES
 from llqr_sam_ref.exact import lqr
@@ -210,9 +210,9 @@ def published(options: Options, watch: Stopwatch) -> Rows:
         "refit, 4 inner steps": refit(few),
     }
     Stopwatch(options.device).run(works, 1)
-    watch.run(works, options.rounds)
+    watch.run(works, 2 * options.rounds)
 
-    def refits(t: Medians) -> float:
+    def refits(t: Seconds) -> float:
         """What refits add to the average step."""
         inner = (t["refit, 4 inner steps"] - t["refit, set-up"]) / few
         return (t["refit, set-up"] + config.inner_steps * inner) / config.every
@@ -251,7 +251,7 @@ def as_it_comes(options: Options, watch: Stopwatch) -> Rows:
         watch.run({**steps, name: lambda: llqr.refit(*batch)}, 1)
     share = 1 / config.basis_every
 
-    def refits(t: Medians) -> float:
+    def refits(t: Seconds) -> float:
         """What refits add to the average step."""
         return ((1 - share) * t["refit"] + share * t["refit with bases"]) / config.every
 

@@ -26,7 +26,7 @@ import tyro
 from book.experiments.bench import Options as Machine
 from book.experiments.bench import environment
 from book.experiments.store import RESULTS, store
-from book.experiments.timing import Claim, Medians, Stopwatch, table
+from book.experiments.timing import Claim, Seconds, Stopwatch, table
 from llqr_sam_ref.optim import LLQR, SAM
 from llqr_sam_ref.train.compare import time_to
 from llqr_sam_ref.train.config import TrainConfig
@@ -186,7 +186,7 @@ def throughputs(options: Options, watch: Stopwatch) -> list[dict[str, Any]]:
     watch.run({**cycles, "refit": lambda: llqr.refit(*published.probe())}, options.rounds)
 
     def ratio(name: str) -> Any:
-        def value(t: Medians) -> float:
+        def value(t: Seconds) -> float:
             extra = t["refit"] * steps / llqr.config.every if "published" in name else 0.0
             return t["sgd"] / (t[name] + extra)
 
