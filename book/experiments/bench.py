@@ -3,8 +3,8 @@
     python -m book.experiments.bench                 writes book/results/bench.json; twenty minutes on one core
     python -m book.experiments.bench --quick         small sizes: shows that it runs, its ratios mean nothing
 
-Every ratio is one of lower quartiles over interleaved repeats after a warm-up, one thread. Both clocks are kept; on a CPU
-the process's own time counts, because it does not depend on who else uses the cores. What happens every K steps is
+Every ratio is one of lower quartiles over interleaved repeats after a warm-up, one thread. Both clocks are kept; on
+a CPU the process's own time counts, because it does not wait for who else uses the cores. What happens every K steps is
 amortized by arithmetic: (step + refit/K) over the step of the base, step and refit measured apart.
 """
 

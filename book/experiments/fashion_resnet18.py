@@ -241,6 +241,7 @@ def main(options: Options) -> Path:
         "command": " ".join(words),
         "environment": environment(Machine(device=device)),
         "seeds": options.seeds or (2 if options.small else 5),
+        "trained_at_commits": sorted({str(run["commit"]) for group in runs.values() for run in group}),
         "config": {k: v for k, v in one.flat().items() if k not in {"data_path", "lr", "optimizer", "seed"}},
     }
     return store(options.name, protocol, results, time.perf_counter() - start, options.results or RESULTS)
