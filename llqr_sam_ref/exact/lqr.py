@@ -189,9 +189,10 @@ def _backward_stage(problem: Problem, i: int, P: Array, p: Array, size: float) -
     B_squared = np.linalg.norm(B, 1) * np.linalg.norm(B, np.inf) if B.size else 0.0  # bounds |B|^2 from above
     if pivot <= 100 * np.finfo(float).eps * (np.linalg.norm(R) + B_squared * size):
         raise ValueError(_no_minimum(problem, i, "singular", R_tilde))
-    gains = -np.linalg.solve(R_tilde, np.column_stack((M_tilde, slope)))
-    V = F.T @ gains
-    saved = V.T @ (signs[:, None] * V)  # gains' R~ gains, symmetric: what the best control saves
+    gains, V = _stage_gains(R_tilde, F, signs, np.column_stack((M_tilde, slope)))
+    saved = V.T @ (
+        signs[:, None] * V
+    )  # (M~, slope)' R~^{-1} (M~, slope), symmetric: what the best control saves
     APA = A.T @ P @ A
     return _Stage(
         R_tilde=R_tilde,
@@ -204,6 +205,31 @@ def _backward_stage(problem: Problem, i: int, P: Array, p: Array, size: float) -
         inertia=Inertia(int((signs < 0).sum()), int((signs > 0).sum())),
         size=float(np.linalg.norm(Q) + np.linalg.norm(APA)),
     )
+
+
+def _stage_gains(R_tilde: Array, F: Array, signs: Array, H: Array) -> tuple[Array, Array]:
+    """Solve with R~ = F diag(signs) F' once, where that is as accurate as solving with F and F' in turn.
+
+    V = F' gains is as good as a solution of its own as long as its residual is at the level of rounding; where R~
+    is badly conditioned it is not.
+
+    Args:
+        R_tilde: the stage matrix.
+        F: its factor.
+        signs: the signs between the factors.
+        H: right-hand sides, as columns.
+
+    Returns:
+        The gains -R~^{-1} H, and V with F diag(signs) V = -H.
+    """
+    gains = -np.linalg.solve(R_tilde, H)
+    V = F.T @ gains
+    rounding = len(F) * np.finfo(float).eps * np.linalg.norm(F) * np.linalg.norm(V)
+    if np.linalg.norm(F @ (signs[:, None] * V) + H) <= rounding:
+        return gains, V
+    # Reversed, a Cholesky factor is upper triangular, on which LAPACK's LU is plain back-substitution.
+    V = -signs[:, None] * np.linalg.solve(F[::-1, ::-1], H[::-1])[::-1]
+    return np.linalg.solve(F.T, V), V
 
 
 def solve(problem: Problem, x0: ArrayLike | None = None) -> Solution:
