@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from book.experiments.store import store
 from llqr_sam_ref import LLQR, SAM, LLQRConfig
 from llqr_sam_ref.nets.mlp import mlp
-from llqr_sam_ref.optim.linearize import Linearization
+from llqr_sam_ref.optim.curvature.linearization import Linearization
 
 TRAIN, VALIDATION, BATCH, STEPS = 1000, 300, 64, 300
 TUNING_SEEDS, FRESH_SEEDS = tuple(range(5)), tuple(range(100, 110))

@@ -25,7 +25,7 @@ from book.experiments.bench import Options as Machine
 from book.experiments.bench import environment
 from book.experiments.store import RESULTS, store
 from llqr_sam_ref.optim import LLQR, frozen_batch_stats
-from llqr_sam_ref.optim.linearize import Linearization
+from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.train import checkpoint, cli, record
 from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import load_data

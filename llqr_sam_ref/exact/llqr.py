@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from llqr_sam_ref.config import CHOICES, LLQRConfig
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import check_vector
-from llqr_sam_ref.exact.closed_form import (
+from llqr_sam_ref.exact.curvature_estimate import (
     Bases,
     CurvatureEstimate,
     minimizer,
@@ -32,8 +32,8 @@ from llqr_sam_ref.exact.closed_form import (
     update_curvature,
 )
 from llqr_sam_ref.exact.geometry import Metric, ascent_step
-from llqr_sam_ref.exact.precondition import Curvature, average, curvature_product, guard_signs, inner_loop
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
+from llqr_sam_ref.exact.relaxation import Curvature, average, curvature_product, guard_signs, inner_loop
 from llqr_sam_ref.exact.structures import TWO_SIDED, Layers, Shape, entries
 
 

@@ -22,8 +22,8 @@ from llqr_sam_ref.exact import (
     lqr,
     network,
     orbits,
-    precondition,
     probes,
+    relaxation,
     stability,
 )
 from llqr_sam_ref.exact.preconditioner import identity_preconditioner
@@ -348,12 +348,12 @@ def _probes(
         for refit in range(refits):
             angle = math.radians(refit * turn)
             g = size * np.array([math.cos(angle), math.sin(angle)])
-            U = precondition.average(
-                U, precondition.inner_loop(U, g, curvature, steps=T, eta_U=a, beta=0.0, clip=None), gamma
+            U = relaxation.average(
+                U, relaxation.inner_loop(U, g, curvature, steps=T, eta_U=a, beta=0.0, clip=None), gamma
             )
             history.append({
                 "error": float(np.linalg.norm(U.to_dense() - target)) / start,
-                "J": precondition.relaxed_objective(U, g, curvature),
+                "J": relaxation.relaxed_objective(U, g, curvature),
             })
     return {"U": U.to_dense(), "hist": history}
 
@@ -364,7 +364,7 @@ def _rotated(theta: float, k: float) -> Numbers:
     turn = np.array([[c, -s], [s, c]])
     H = turn @ np.diag([k, 1.0]) @ turn.T
     H = (H + H.T) / 2
-    left = precondition.condition_left
+    left = relaxation.condition_left
     return {
         "H": [H[0, 0], H[0, 1], H[1, 1]],
         "scalar": left(probes.scalar_optimum(H) * np.eye(2), H),

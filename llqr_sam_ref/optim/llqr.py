@@ -26,20 +26,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.optim._model import CopiedLoss, undisturbed, unwrapped
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper
-from llqr_sam_ref.optim.distributed import is_sharded, local_tensors, match_sharding, widen
+from llqr_sam_ref.optim.curvature.linearization import Linearization
+from llqr_sam_ref.optim.distributed.ranks import Workers
+from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors, match_sharding, widen
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
-from llqr_sam_ref.optim.linearize import Linearization
 from llqr_sam_ref.optim.metric import Preconditioned
-from llqr_sam_ref.optim.model import CopiedLoss, undisturbed, unwrapped
-from llqr_sam_ref.optim.parts import Part, check_learnable, make_parts
-from llqr_sam_ref.optim.probe_batch import Cost, ProbeBatch, draw_uniforms, linearized
-from llqr_sam_ref.optim.refit import learn
-from llqr_sam_ref.optim.report import BlockReport, quadratic_gain, report_blocks
-from llqr_sam_ref.optim.saved import check_complete, check_entries, check_groups
-from llqr_sam_ref.optim.stacks import Preconditioner, make_stacks
+from llqr_sam_ref.optim.preconditioner.checkpoint import check_complete, check_entries, check_groups
+from llqr_sam_ref.optim.preconditioner.parts import Part, check_learnable, make_parts
+from llqr_sam_ref.optim.preconditioner.refit import learn
+from llqr_sam_ref.optim.preconditioner.report import BlockReport, quadratic_gain, report_blocks
+from llqr_sam_ref.optim.preconditioner.stack import Preconditioner, make_stacks
+from llqr_sam_ref.optim.probes.batch import Cost, ProbeBatch, draw_uniforms, linearized
 from llqr_sam_ref.optim.step_rule import apply_rule, check_update, move, other_gradients, update_from_zero
-from llqr_sam_ref.optim.workers import Workers
 
 FIXED = ("structure", "solver", "positive", "max_side", "wide")
 Probe = Callable[[], tuple[Any, Any]]

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llqr_sam_ref.errors import check_choice, check_number
-from llqr_sam_ref.optim.distributed import Tensors, inner_products, local_tensors, on, widen
+from llqr_sam_ref.optim.distributed.shards import Tensors, inner_products, local_tensors, on, widen
 
 NORMS = ("dual", "euclidean")
 

@@ -32,7 +32,7 @@ from llqr_sam_ref.optim._amp import loss_scale_of
 from llqr_sam_ref.optim._random import random_state, set_random_state
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper, check_rates, layers
 from llqr_sam_ref.optim.batchnorm import frozen_batch_stats
-from llqr_sam_ref.optim.distributed import check_gradient, local_tensors, match_sharding, on, widen
+from llqr_sam_ref.optim.distributed.shards import check_gradient, local_tensors, match_sharding, on, widen
 from llqr_sam_ref.optim.metric import (
     NORMS,
     Adaptive,

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llqr_sam_ref.errors import check_count
+from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.likelihood import LossFn
-from llqr_sam_ref.optim.linearize import Linearization
 
 
 def top_eigenvalue(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llqr_sam_ref.exact import dynamics, geometry, landscapes, orbits, stability, worst
+from llqr_sam_ref.exact import dynamics, geometry, landscapes, orbits, stability, trust_region
 
 G = np.array([3.0, 4.0])
 NAN = np.array([3.0, np.nan])
@@ -66,9 +66,9 @@ CASES: list[tuple[Callable[[], object], str, str]] = [
     (lambda: geometry.make_metric("monge"), "gradient is missing", "needs gradient=..."),
     (lambda: geometry.make_metric("euclidean", rho=1), "ingredient='rho'", "pass only the name"),
     # the exact worst neighbor
-    (lambda: worst.worst_step(G, np.eye(3), 0.1), "hessian has shape (3, 3)", "shape (2, 2)"),
-    (lambda: worst.worst_step(G, I2, -0.1), "rho=-0.1", "pass a finite number in [0, inf]"),
-    (lambda: worst.worst_step(NAN, I2, 0.1), "gradient holds nan", "pass finite numbers"),
+    (lambda: trust_region.worst_step(G, np.eye(3), 0.1), "hessian has shape (3, 3)", "shape (2, 2)"),
+    (lambda: trust_region.worst_step(G, I2, -0.1), "rho=-0.1", "pass a finite number in [0, inf]"),
+    (lambda: trust_region.worst_step(NAN, I2, 0.1), "gradient holds nan", "pass finite numbers"),
     # landscapes
     (lambda: landscapes.bowl(np.array([1.0, 0.0])), "curvatures=[1.0, 0.0]", "use quadratic(H)"),
     (lambda: landscapes.quadratic(np.ones((2, 3))), "H has shape (2, 3)", "pass a square matrix"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.config import LLQRConfig
-from llqr_sam_ref.exact import closed_form, precondition, probes
+from llqr_sam_ref.exact import curvature_estimate, probes, relaxation
 from llqr_sam_ref.exact.llqr import HeavyBall, perturbation, refit, start, step_rule, update
 from llqr_sam_ref.exact.preconditioner import identity_preconditioner
 from llqr_sam_ref.exact.structures import Kronecker, Structure, stored_numbers, structure_for
@@ -29,20 +29,20 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "tensor count": (lambda: stored_numbers("ekfac", ()), r"shape=\(\).*reshape"),
     "vector of another size": (lambda: U.apply(np.ones(7)), r"v has shape \(7,\).*\(8,\)"),
     "probe of another size": (
-        lambda: precondition.relaxed_objective(U, np.ones(7), G),
+        lambda: relaxation.relaxed_objective(U, np.ones(7), G),
         r"probes has shape \(7,\).*\(8,\)",
     ),
-    "probe with NaN": (lambda: precondition.relaxed_gradient(U, NAN, G), "probes holds nan"),
+    "probe with NaN": (lambda: relaxation.relaxed_gradient(U, NAN, G), "probes holds nan"),
     "no probe": (
-        lambda: precondition.relaxed_objective(U, np.ones((0, 8)), G),
+        lambda: relaxation.relaxed_objective(U, np.ones((0, 8)), G),
         "probes has shape.*pass one probe",
     ),
     "curvature of another size": (
-        lambda: precondition.relaxed_objective(U, g, np.eye(7)),
+        lambda: relaxation.relaxed_objective(U, g, np.eye(7)),
         "curvature has shape",
     ),
     "asymmetric curvature": (
-        lambda: precondition.relaxed_objective(U, g, np.triu(np.ones((8, 8)))),
+        lambda: relaxation.relaxed_objective(U, g, np.triu(np.ones((8, 8)))),
         "curvature is not symmetric",
     ),
     "side too wide for the inner loop": (
@@ -53,14 +53,14 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: start(LLQRConfig(max_side=2, wide="blocks"), np.ones(8), LAYERS),
         "max_side=2 is exceeded by a side of 3.*nor blocks",
     ),
-    "negative damping": (lambda: precondition.relaxed_objective(U, g, G, -1.0), r"mu=-1\.0.*\[0"),
-    "negative steps": (lambda: precondition.inner_loop(U, g, G, steps=-1), "steps=-1"),
-    "negative inner rate": (lambda: precondition.inner_loop(U, g, G, eta_U=-1e-3), "eta_U=-0.001"),
-    "inner momentum one": (lambda: precondition.inner_loop(U, g, G, beta=1.0), "beta=1.0"),
-    "clip zero": (lambda: precondition.inner_loop(U, g, G, clip=0.0), "clip=0.0"),
-    "decay above one": (lambda: precondition.average(U, U, 1.5), "gamma=1.5"),
+    "negative damping": (lambda: relaxation.relaxed_objective(U, g, G, -1.0), r"mu=-1\.0.*\[0"),
+    "negative steps": (lambda: relaxation.inner_loop(U, g, G, steps=-1), "steps=-1"),
+    "negative inner rate": (lambda: relaxation.inner_loop(U, g, G, eta_U=-1e-3), "eta_U=-0.001"),
+    "inner momentum one": (lambda: relaxation.inner_loop(U, g, G, beta=1.0), "beta=1.0"),
+    "clip zero": (lambda: relaxation.inner_loop(U, g, G, clip=0.0), "clip=0.0"),
+    "decay above one": (lambda: relaxation.average(U, U, 1.5), "gamma=1.5"),
     "indefinite U": (
-        lambda: precondition.condition_left(-np.eye(2), np.eye(2)),
+        lambda: relaxation.condition_left(-np.eye(2), np.eye(2)),
         "U is not positive definite",
     ),
     "probabilities": (lambda: probes.sample_labels([[0.5, 0.6]], [0.1]), "probabilities has rows.*softmax"),
@@ -83,30 +83,35 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "travel": (lambda: probes.travel_budget(5, 1e-3, 5.0, 1.0), "beta=1.0"),
     "memory": (lambda: probes.memory(0, 0.5), "every=0"),
     "overhead": (lambda: probes.overhead(5, 10, product=-1), "product=-1"),
-    "average gain": (lambda: closed_form.average_gain(1.0, 3), "decay=1.0"),
+    "average gain": (lambda: curvature_estimate.average_gain(1.0, 3), "decay=1.0"),
     "closed form without damping": (
-        lambda: closed_form.minimizer(closed_form.no_curvature([(2,)], "diagonal"), 0.0),
+        lambda: curvature_estimate.minimizer(curvature_estimate.no_curvature([(2,)], "diagonal"), 0.0),
         "mu=0.0",
     ),
     "relative damping": (
-        lambda: closed_form.relative_damping(closed_form.no_curvature([(2,)], "diagonal"), -0.1),
+        lambda: curvature_estimate.relative_damping(
+            curvature_estimate.no_curvature([(2,)], "diagonal"), -0.1
+        ),
         "delta=-0.1",
     ),
     "scale": (
-        lambda: closed_form.update_curvature(
-            closed_form.no_curvature([(2,)], "diagonal"), np.ones((1, 2)), 0.0
+        lambda: curvature_estimate.update_curvature(
+            curvature_estimate.no_curvature([(2,)], "diagonal"), np.ones((1, 2)), 0.0
         ),
         "scale=0.0",
     ),
     "bases count": (
-        lambda: closed_form.update_curvature(
-            closed_form.no_curvature([(2, 2)], "ekfac"), np.ones((1, 4)), 1.0, bases=[]
+        lambda: curvature_estimate.update_curvature(
+            curvature_estimate.no_curvature([(2, 2)], "ekfac"), np.ones((1, 4)), 1.0, bases=[]
         ),
         "bases holds 0 pairs",
     ),
     "bases shape": (
-        lambda: closed_form.update_curvature(
-            closed_form.no_curvature([(2, 2)], "ekfac"), np.ones((1, 4)), 1.0, bases=[(np.eye(3), np.eye(2))]
+        lambda: curvature_estimate.update_curvature(
+            curvature_estimate.no_curvature([(2, 2)], "ekfac"),
+            np.ones((1, 4)),
+            1.0,
+            bases=[(np.eye(3), np.eye(2))],
         ),
         r"bases holds a matrix of shape \(3, 3\)",
     ),

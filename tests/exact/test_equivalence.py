@@ -217,7 +217,7 @@ def test_undamped_rank_deficient_gauss_newton_is_refused(loss: str) -> None:
 
 
 def test_solve_refuses_what_rounding_has_spoiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lqr, "TRUSTED", 0.0)
+    monkeypatch.setattr("llqr_sam_ref.exact.lqr.sweep.TRUSTED", 0.0)
     problem = lqr.random_problem(6, 5, 4, np.random.default_rng(1))
     with pytest.raises(ValueError, match=r"stage \d of 6 is singular to working precision"):
         lqr.solve(problem)

@@ -26,7 +26,7 @@ from llqr_sam_ref.exact.geometry import (
     metric_length,
     pnorm_step,
 )
-from llqr_sam_ref.exact.worst import worst_step
+from llqr_sam_ref.exact.trust_region import worst_step
 from tests.exact.relaxed import random_spd
 
 Array = np.ndarray

@@ -9,8 +9,8 @@ import pytest
 
 from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.exact.llqr import perturbation, refit, start
-from llqr_sam_ref.exact.precondition import inner_loop, relaxed_gradient, relaxed_objective
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
+from llqr_sam_ref.exact.relaxation import inner_loop, relaxed_gradient, relaxed_objective
 from llqr_sam_ref.exact.structures import Arrays
 from tests.exact import golden
 

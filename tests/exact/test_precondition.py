@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llqr_sam_ref.exact import precondition
-from llqr_sam_ref.exact.precondition import (
+from llqr_sam_ref.exact import relaxation
+from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
+from llqr_sam_ref.exact.probes import early_stopping_filter, travel_budget
+from llqr_sam_ref.exact.relaxation import (
     average,
     condition_left,
     guard_signs,
     inner_loop,
     relaxed_objective,
 )
-from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
-from llqr_sam_ref.exact.probes import early_stopping_filter, travel_budget
 from llqr_sam_ref.exact.structures import Dense, Diagonal, Kronecker
 from tests.exact.relaxed import (
     LAYERS,
@@ -65,7 +65,7 @@ def test_the_gradient_is_exact_for_every_structure(
     rng = np.random.default_rng(seed)
     U = random_preconditioner(name, rng, per_layer=per_layer, positive=positive)
     G, probes = random_symmetric(rng), rng.standard_normal((3, SIZE))
-    analytic = precondition.relaxed_gradient(U, probes, G, 0.1)
+    analytic = relaxation.relaxed_gradient(U, probes, G, 0.1)
     assert distance(analytic, complex_step(lambda V: relaxed_objective(V, probes, G, 0.1), U)) < 1e-12
 
 
@@ -127,8 +127,8 @@ def test_the_large_kronecker_factor_never_has_to_be_formed(rng: np.random.Genera
 
 def test_non_finite_entries_are_replaced_before_the_clip() -> None:
     array = np.array([np.nan, np.inf, -np.inf, 2.0])
-    assert np.array_equal(precondition.clip_array(array, None), [0.0, 1.0, -1.0, 2.0])
-    np.testing.assert_allclose(precondition.clip_array(array, 1.0), np.array([0, 1, -1, 2]) / np.sqrt(6))
+    assert np.array_equal(relaxation.clip_array(array, None), [0.0, 1.0, -1.0, 2.0])
+    np.testing.assert_allclose(relaxation.clip_array(array, 1.0), np.array([0, 1, -1, 2]) / np.sqrt(6))
     blown = inner_loop(
         Preconditioner((Block(Diagonal(), (2,), {"d": np.array([1e200, 1.0])}),)),
         np.array([1e200, 1.0]), np.eye(2), steps=1, eta_U=1.0, clip=5.0

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llqr_sam_ref.exact.precondition import inner_loop, relaxed_gradient, relaxed_objective
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.probes import (
     block_optimum,
@@ -21,6 +20,7 @@ from llqr_sam_ref.exact.probes import (
     scalar_optimum,
     travel_budget,
 )
+from llqr_sam_ref.exact.relaxation import inner_loop, relaxed_gradient, relaxed_objective
 from llqr_sam_ref.exact.structures import STRUCTURES, Array
 from tests.exact.relaxed import random_spd, random_symmetric
 

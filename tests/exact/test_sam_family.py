@@ -22,7 +22,7 @@ from llqr_sam_ref.exact.geometry import (
     pnorm_step,
 )
 from llqr_sam_ref.exact.orbits import find_basin_radius, find_cycle, step_jacobian
-from llqr_sam_ref.exact.worst import worst_step
+from llqr_sam_ref.exact.trust_region import worst_step
 from tests.exact.numerical import numerical_gradient
 from tests.exact.relaxed import random_spd
 

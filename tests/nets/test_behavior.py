@@ -22,7 +22,7 @@ from llqr_sam_ref.nets import (
 )
 from llqr_sam_ref.nets.attention import Block, sinusoids
 from llqr_sam_ref.nets.resnet import Bottleneck
-from llqr_sam_ref.optim.linearize import Linearization
+from llqr_sam_ref.optim.curvature.linearization import Linearization
 
 
 def tokens(*shape: int, high: int = 11, low: int = 1) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from llqr_sam_ref.nets.resnet import BasicBlock
-from llqr_sam_ref.optim.blocks import group_blocks, make_blocks
-from llqr_sam_ref.optim.structure import Dense, Diagonal, Kronecker
+from llqr_sam_ref.optim.preconditioner.blocks import group_blocks, make_blocks
+from llqr_sam_ref.optim.structures import Dense, Diagonal, Kronecker
 from tests.optim._models import Tied, random_vector
 
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from llqr_sam_ref.exact.precondition import inner_loop as exact_inner_loop
 from llqr_sam_ref.exact.preconditioner import Block as ExactBlock
 from llqr_sam_ref.exact.preconditioner import Preconditioner
+from llqr_sam_ref.exact.relaxation import inner_loop as exact_inner_loop
 from llqr_sam_ref.exact.structures import structure_for
 from llqr_sam_ref.nets import mlp
-from llqr_sam_ref.optim.blocks import group_blocks, make_blocks
-from llqr_sam_ref.optim.inner_loop import InnerLoop, KroneckerLoop, PlainLoop, inner_loop
+from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.likelihood import Categorical
-from llqr_sam_ref.optim.linearize import Linearization
-from llqr_sam_ref.optim.structure import STRUCTURES, Factors, make_structure
+from llqr_sam_ref.optim.preconditioner.blocks import group_blocks, make_blocks
+from llqr_sam_ref.optim.preconditioner.inner_loop import InnerLoop, KroneckerLoop, PlainLoop, inner_loop
+from llqr_sam_ref.optim.structures import STRUCTURES, Factors, make_structure
 from tests.exact import golden
 from tests.optim.test_structure import near_identity, normal
 

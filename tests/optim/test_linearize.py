@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llqr_sam_ref.nets import mlp
-from llqr_sam_ref.optim.linearize import Linearization
+from llqr_sam_ref.optim.curvature.linearization import Linearization
 from tests.optim._models import CASES, Case, case, flat, random_vector, relative_error
 
 BACKENDS = ("traced", "kept")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 from llqr_sam_ref import LLQR, SAM, LLQRConfig, Preconditioned
+from llqr_sam_ref.optim._model import unwrapped
 from llqr_sam_ref.optim.likelihood import Categorical
-from llqr_sam_ref.optim.model import unwrapped
 from tests.optim._training import backward, same, weights
 
 loss_fn = nn.CrossEntropyLoss()

@@ -18,10 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from llqr_sam_ref.config import LLQRConfig
-from llqr_sam_ref.optim import LLQR, SAM, estimate, llqr, probe_batch
-from llqr_sam_ref.optim.estimate import eigenbasis as estimate_eigenbasis
-from llqr_sam_ref.optim.report import BlockReport
-from llqr_sam_ref.optim.workers import Workers
+from llqr_sam_ref.optim import LLQR, SAM, llqr
+from llqr_sam_ref.optim.distributed.ranks import Workers
+from llqr_sam_ref.optim.preconditioner import closed_form
+from llqr_sam_ref.optim.preconditioner.closed_form import eigenbasis as estimate_eigenbasis
+from llqr_sam_ref.optim.preconditioner.report import BlockReport
+from llqr_sam_ref.optim.probes import batch as probe_batch
 from tests.optim._ranks import run_on_ranks
 from tests.optim._training import backward, same
 
@@ -211,7 +213,7 @@ def bases_of_the_first(rank: int) -> list[Tensor]:
     def turned(gram: Tensor, old: Tensor) -> Tensor:
         return estimate_eigenbasis(gram, old).flip(-1) if rank else estimate_eigenbasis(gram, old)
 
-    with patch.object(estimate, "eigenbasis", turned):
+    with patch.object(closed_form, "eigenbasis", turned):
         for t in range(3):
             opt.refit(*map(half(rank), batch(t)))
     return [t for entries in opt.own.values() for t in entries.values() if isinstance(t, Tensor)]

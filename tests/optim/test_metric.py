@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llqr_sam_ref.exact import geometry
-from llqr_sam_ref.optim.distributed import inner_products, widen
+from llqr_sam_ref.optim.distributed.shards import inner_products, widen
 from llqr_sam_ref.optim.metric import (
     Adaptive,
     Ascent,

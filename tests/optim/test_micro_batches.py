@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from llqr_sam_ref.nets import mlp
+from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.likelihood import Categorical, Gaussian, infer_likelihood
-from llqr_sam_ref.optim.linearize import Linearization
-from llqr_sam_ref.optim.micro_batches import batch_gradients, sampled_gradients
+from llqr_sam_ref.optim.probes.gradients import batch_gradients, sampled_gradients
 from tests.optim._models import CASES, case, flat
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llqr_sam_ref.exact.preconditioner import Block as ExactBlock
 from llqr_sam_ref.exact.structures import stored_numbers, structure_for
-from llqr_sam_ref.optim.structure import STRUCTURES, Factors, Structure, make_structure
+from llqr_sam_ref.optim.structures import STRUCTURES, Factors, Structure, make_structure
 
 SHAPES = ((3, 4), (4, 3), (5,))
 LIMITS: list[dict[str, Any]] = [{}, {"max_side": 3}, {"max_side": 2, "wide": "blocks"}, {"max_side": 0}]

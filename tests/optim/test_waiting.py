@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llqr_sam_ref import LLQR, SAM, Adaptive, Fisher, LLQRConfig, Monge
-from llqr_sam_ref.optim import refit
-from llqr_sam_ref.optim.inner_loop import InnerLoop, KroneckerLoop, PlainLoop, inner_loop
-from llqr_sam_ref.optim.structure import STRUCTURES, make_structure
+from llqr_sam_ref.optim.preconditioner import refit
+from llqr_sam_ref.optim.preconditioner.inner_loop import InnerLoop, KroneckerLoop, PlainLoop, inner_loop
+from llqr_sam_ref.optim.structures import STRUCTURES, make_structure
 from tests.optim._training import backward
 
 WAITING = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "unique")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llqr_sam_ref.exact import precondition, probes
+from llqr_sam_ref.exact import probes, relaxation
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
 from tests.theorems.catalogue import mutation
 
@@ -18,7 +18,7 @@ def _clipped_travel(gradients: list[Array], rate: float, clip: float, beta: floa
     """Distance that heavy ball covers when it is fed these gradients, each clipped."""
     velocity = position = np.zeros_like(gradients[0])
     for gradient in gradients:
-        velocity = beta * velocity + precondition.clip_array(gradient, clip)
+        velocity = beta * velocity + relaxation.clip_array(gradient, clip)
         position = position - rate * velocity
     return float(np.linalg.norm(position))
 
@@ -57,7 +57,7 @@ def test_thm_ema_relaxed_step(factor: Callable[[float, float], float] = _contrac
         learned = U.with_arrays([
             {name: target[name] + q * (array - target[name]) for name, array in U.blocks[0].arrays.items()}
         ])
-        moved = precondition.average(U, learned, gamma)
+        moved = relaxation.average(U, learned, gamma)
         assert abs(distance(moved) / distance(U) / factor(gamma, q) - 1) < 1e-9
         U = moved
     for q, expected in ((0.0, (1 - 0.95) / (1 + 0.95)), (0.9, None)):
@@ -79,7 +79,7 @@ def _move(t: float, rate: float, steps: int = 20) -> Array:
     U = identity_preconditioner([[(3, 4)]], "kronecker")
     root = rng.standard_normal((12, 12))
     g = t * rng.standard_normal(12) / np.sqrt(12)
-    grown = precondition.inner_loop(U, g, root @ root.T / 12, steps=steps, eta_U=rate, beta=0.9, clip=None)
+    grown = relaxation.inner_loop(U, g, root @ root.T / 12, steps=steps, eta_U=rate, beta=0.9, clip=None)
     pairs = zip(grown.blocks[0].arrays.values(), U.blocks[0].arrays.values(), strict=True)
     return np.concatenate([(a - b).ravel() for a, b in pairs])
 

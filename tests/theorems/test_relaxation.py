@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llqr_sam_ref.exact import closed_form, curvature, lqr, probes
+from llqr_sam_ref.exact import curvature, curvature_estimate, lqr, probes
 from llqr_sam_ref.exact.network import Network, layerwise_lqr
-from llqr_sam_ref.exact.precondition import inner_loop, relaxed_gradient, relaxed_objective
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
+from llqr_sam_ref.exact.relaxation import inner_loop, relaxed_gradient, relaxed_objective
 from tests.exact.relaxed import NAMES, random_like, random_spd, random_symmetric
 from tests.theorems.catalogue import mutation
 
@@ -254,8 +254,10 @@ def test_cor_closed_form(scale: Callable[[int], float] = float) -> None:
     assert _relative(scale(m) * moment, F) < 1e-13
     values, vectors = np.linalg.eigh(moment)
     rows = np.sqrt(len(F)) * (vectors * np.sqrt(np.maximum(values, 0))).T  # the same second moment
-    state = closed_form.update_curvature(closed_form.no_curvature(shapes, "ekfac"), rows, scale(m))
-    U = closed_form.minimizer(state, 0.1)
+    state = curvature_estimate.update_curvature(
+        curvature_estimate.no_curvature(shapes, "ekfac"), rows, scale(m)
+    )
+    U = curvature_estimate.minimizer(state, 0.1)
     start = 0
     for block in U.blocks:
         size = int(np.prod(block.shape))

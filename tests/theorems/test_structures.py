@@ -7,15 +7,15 @@ from collections.abc import Callable
 import numpy as np
 
 from llqr_sam_ref.exact import landscapes
-from llqr_sam_ref.exact.closed_form import separable_minimizer
-from llqr_sam_ref.exact.precondition import (
+from llqr_sam_ref.exact.curvature_estimate import separable_minimizer
+from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
+from llqr_sam_ref.exact.relaxation import (
     average,
     condition_left,
     inner_loop,
     relaxed_gradient,
     relaxed_objective,
 )
-from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.structures import EKFAC, STRUCTURES, Kronecker
 from tests.exact.relaxed import (
     NAMES,

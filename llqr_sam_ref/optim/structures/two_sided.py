@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llqr_sam_ref.errors import check_choice, check_count
-from llqr_sam_ref.optim.side import Side, make_side
 from llqr_sam_ref.optim.structures.base import Cost, Factors, Structure
+from llqr_sam_ref.optim.structures.side import Side, make_side
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llqr_sam_ref.errors import check_choice, unknown_name
-from llqr_sam_ref.optim.structure import Structure, TwoSided, make_structure
+from llqr_sam_ref.optim.structures import Structure, TwoSided, make_structure
 
 Vector = dict[str, Tensor]
 Shape = tuple[int, ...]

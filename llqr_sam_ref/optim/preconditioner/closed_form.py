@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llqr_sam_ref.optim.side import Side
-from llqr_sam_ref.optim.structure import EKFAC, Dense, Diagonal, Factors, Scalar, SeparableEKFAC, Structure
+from llqr_sam_ref.optim.structures import EKFAC, Dense, Diagonal, Factors, Scalar, SeparableEKFAC, Structure
+from llqr_sam_ref.optim.structures.side import Side
 
 SEPARABLE_SWEEPS = 5
 RIDGE = 1e-7

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llqr_sam_ref.optim.blocks import Group, Vector
-from llqr_sam_ref.optim.distributed import is_sharded, local_tensors
-from llqr_sam_ref.optim.estimate import Estimator
-from llqr_sam_ref.optim.parts import Part
-from llqr_sam_ref.optim.structure import Factors, Structure
+from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors
+from llqr_sam_ref.optim.preconditioner.blocks import Group, Vector
+from llqr_sam_ref.optim.preconditioner.closed_form import Estimator
+from llqr_sam_ref.optim.preconditioner.parts import Part
+from llqr_sam_ref.optim.structures import Factors, Structure
 
 Own = dict[Tensor, dict[str, Any]]
 COUNTS = ("refits", "bases_drawn")

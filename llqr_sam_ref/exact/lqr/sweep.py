@@ -31,14 +31,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from llqr_sam_ref.exact.lq_problem import Array, Arrays, first_state, symmetric_part
-from llqr_sam_ref.exact.lq_problem import Problem as Problem
-from llqr_sam_ref.exact.lq_problem import cost as cost
-from llqr_sam_ref.exact.lq_problem import curvature_product as curvature_product
-from llqr_sam_ref.exact.lq_problem import damped as damped
-from llqr_sam_ref.exact.lq_problem import dense as dense
-from llqr_sam_ref.exact.lq_problem import random_problem as random_problem
-from llqr_sam_ref.exact.lq_problem import rollout as rollout
+from llqr_sam_ref.exact.lqr.problem import Array, Arrays, Problem, dense, first_state, symmetric_part
 
 TRUSTED = 1e-10  # the largest KKT residual that ``solve`` lets pass
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from llqr_sam_ref.config import CHOICES, LLQRConfig
 from llqr_sam_ref.errors import unknown_name
-from llqr_sam_ref.optim.blocks import Block, matrix_shape
-from llqr_sam_ref.optim.distributed import is_sharded, local_tensors
-from llqr_sam_ref.optim.estimate import Estimator
-from llqr_sam_ref.optim.structure import make_structure
+from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors
+from llqr_sam_ref.optim.preconditioner.blocks import Block, matrix_shape
+from llqr_sam_ref.optim.preconditioner.closed_form import Estimator
+from llqr_sam_ref.optim.structures import make_structure
 
 TWO_SIDED = ("kronecker", "ekfac", "separable-ekfac")
 

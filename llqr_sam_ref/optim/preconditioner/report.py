@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llqr_sam_ref.optim.blocks import Vector
-from llqr_sam_ref.optim.distributed import sum_over_shards
-from llqr_sam_ref.optim.linearize import Linearization
-from llqr_sam_ref.optim.side import Side
-from llqr_sam_ref.optim.stacks import Preconditioner, Stack
-from llqr_sam_ref.optim.structure import EKFAC, Diagonal, Factors, Kronecker, Scalar, SeparableEKFAC
+from llqr_sam_ref.optim.curvature.linearization import Linearization
+from llqr_sam_ref.optim.distributed.shards import sum_over_shards
+from llqr_sam_ref.optim.preconditioner.blocks import Vector
+from llqr_sam_ref.optim.preconditioner.stack import Preconditioner, Stack
+from llqr_sam_ref.optim.structures import EKFAC, Diagonal, Factors, Kronecker, Scalar, SeparableEKFAC
+from llqr_sam_ref.optim.structures.side import Side
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from llqr_sam_ref.config import LLQRConfig
-from llqr_sam_ref.optim.blocks import Vector
+from llqr_sam_ref.optim.curvature.functional import PureModule, isolated
+from llqr_sam_ref.optim.curvature.linearization import Linearization
+from llqr_sam_ref.optim.distributed.ranks import Workers
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
-from llqr_sam_ref.optim.linearize import Linearization
-from llqr_sam_ref.optim.micro_batches import batch_gradients, sampled_gradients
-from llqr_sam_ref.optim.pure import PureModule, isolated
-from llqr_sam_ref.optim.sharded import sharded_gradients
-from llqr_sam_ref.optim.workers import Workers
+from llqr_sam_ref.optim.preconditioner.blocks import Vector
+from llqr_sam_ref.optim.probes.gradients import batch_gradients, sampled_gradients
+from llqr_sam_ref.optim.probes.sharded import sharded_gradients
 
 Cost = float | Float[Tensor, "d d"]
 

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_choice, check_count, check_number
-from llqr_sam_ref.exact.precondition import check_probes
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner
+from llqr_sam_ref.exact.relaxation import check_probes
 from llqr_sam_ref.exact.structures import (
     STRUCTURES,
     TWO_SIDED,

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llqr_sam_ref.errors import check_number
-from llqr_sam_ref.optim.structure import Factors, Kronecker, Structure
+from llqr_sam_ref.optim.structures import Factors, Kronecker, Structure
 
 
 class InnerLoop(ABC):

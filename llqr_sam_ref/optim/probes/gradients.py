@@ -18,8 +18,8 @@ from torch.func import grad, vjp, vmap
 from torch.nn.modules.conv import _ConvNd
 
 from llqr_sam_ref.errors import check_count
+from llqr_sam_ref.optim.curvature.functional import Batch, Point, PureModule, Vector, isolated
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
-from llqr_sam_ref.optim.pure import Batch, Point, PureModule, Vector, isolated
 
 Slope = Callable[
     [Tensor, Any, Tensor], Tensor

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp
 
-from llqr_sam_ref.optim.pure import Point, PureModule
-from llqr_sam_ref.optim.trace import SplitFunction
+from llqr_sam_ref.optim.curvature.functional import Point, PureModule
+from llqr_sam_ref.optim.curvature.trace import SplitFunction
 
 Tensors = Sequence[Tensor]
 

@@ -23,8 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llqr_sam_ref.errors import check_choice, check_number
-from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
-from llqr_sam_ref.optim.products import (
+from llqr_sam_ref.optim.curvature.derivatives import (
     HessianProduct,
     Jacobian,
     KeptHessian,
@@ -34,8 +33,9 @@ from llqr_sam_ref.optim.products import (
     trace_hessian,
     trace_jacobian,
 )
-from llqr_sam_ref.optim.pure import Batch, Point, PureModule, Vector, isolated
-from llqr_sam_ref.optim.trace import SplitFunction, UntraceableError
+from llqr_sam_ref.optim.curvature.functional import Batch, Point, PureModule, Vector, isolated
+from llqr_sam_ref.optim.curvature.trace import SplitFunction, UntraceableError
+from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
 
 BACKENDS = ("auto", "traced", "kept")
 KEPT_TRACES = 4  # shapes remembered; the least recently used goes first

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from llqr_sam_ref.config import LLQRConfig
-from llqr_sam_ref.optim.blocks import Vector
-from llqr_sam_ref.optim.distributed import sum_over_shards
-from llqr_sam_ref.optim.estimate import Estimator, average_gain, basis_due
-from llqr_sam_ref.optim.inner_loop import AveragedLoop, inner_loop
-from llqr_sam_ref.optim.linearize import Linearization
-from llqr_sam_ref.optim.probe_batch import Cost, ProbeBatch, linearized
-from llqr_sam_ref.optim.stacks import Own, Stack
-from llqr_sam_ref.optim.structure import Factors
-from llqr_sam_ref.optim.workers import Workers
+from llqr_sam_ref.optim.curvature.linearization import Linearization
+from llqr_sam_ref.optim.distributed.ranks import Workers
+from llqr_sam_ref.optim.distributed.shards import sum_over_shards
+from llqr_sam_ref.optim.preconditioner.blocks import Vector
+from llqr_sam_ref.optim.preconditioner.closed_form import Estimator, average_gain, basis_due
+from llqr_sam_ref.optim.preconditioner.inner_loop import AveragedLoop, inner_loop
+from llqr_sam_ref.optim.preconditioner.stack import Own, Stack
+from llqr_sam_ref.optim.probes.batch import Cost, ProbeBatch, linearized
+from llqr_sam_ref.optim.structures import Factors
 
 SIGN_FLOOR = 1e-8
 

@@ -1,0 +1,1 @@
+"""Curvature products of a module and its loss at one point."""

@@ -1,0 +1,1 @@
+"""Ranks of a process group, and parameters that are sharded over them."""
