@@ -3,7 +3,7 @@
 A likelihood is a sum of independent terms, one a row of logits (``Categorical``) or one an output element
 (``Bernoulli``, ``Gaussian``); a loss with ``reduction="mean"`` divides by the number of terms, positions with
 ``ignore_index`` not counted. Sampling goes by inverse distribution functions from uniforms that the caller
-draws, so that one set of uniforms means the same labels on any number of workers and in any implementation.
+draws, so that one set of uniforms means the same labels at any world size and in any implementation.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim._model import CopiedLoss, undisturbed, unwrapped
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper
 from llqr_sam_ref.optim.curvature.linearization import Linearization
-from llqr_sam_ref.optim.distributed.ranks import Workers
+from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors, match_sharding, widen
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
 from llqr_sam_ref.optim.metric import Preconditioned
@@ -61,7 +61,7 @@ class LLQR(OptimizerWrapper):
     refit of about one gradient every ``every`` steps; memory 2 (m^2 + n^2 + m n) for a weight of m by n, 2 m n with
     structure="diagonal". The inner loop remembers no curvature: half of that.
 
-    Under DDP every worker passes its share of the probe batch: ``probes`` micro-batches partition the whole, and U
+    Under DDP every rank passes its share of the probe batch: ``probes`` micro-batches partition the whole, and U
     comes out bitwise the same everywhere. Under FSDP2 use structure="diagonal".
 
     Args:
@@ -215,10 +215,10 @@ class LLQR(OptimizerWrapper):
         global random stream stay as they are.
 
         Args:
-            inputs: the probe batch, this worker's share of it: a tensor, a tuple of positional or a dict of keyword
+            inputs: the probe batch, this rank's share of it: a tensor, a tuple of positional or a dict of keyword
                 arguments of the model.
             targets: its labels; with probe_vector="sampled" only ``ignore_index`` is looked at, and None will do.
-            uniforms: numbers in [0, 1) to sample the labels of this worker's share from, of the likelihood's shape;
+            uniforms: numbers in [0, 1) to sample the labels of this rank's share from, of the likelihood's shape;
                 None draws them from (config.seed, number of the refit).
 
         Raises:
@@ -231,18 +231,18 @@ class LLQR(OptimizerWrapper):
             raise RuntimeError(
                 "refit() inside perturbed(): the weights are at w + epsilon; leave the block first."
             )
-        config, workers = self._config, Workers.of(self.process_group)
+        config, ranks = self._config, Ranks.of(self.process_group)
         learned = self._preconditioner()
         number = int(self.param_groups[0]["llqr_refits"])
 
         def drawn(shape: tuple[int, ...]) -> Tensor:
             if uniforms is None:
-                return draw_uniforms(config.seed, number, shape, workers)
+                return draw_uniforms(config.seed, number, shape, ranks)
             if tuple(uniforms.shape) != shape:
                 raise ValueError(f"uniforms has shape {tuple(uniforms.shape)}; this batch needs {shape}.")
             return uniforms
 
-        with self._evaluated(inputs, targets, workers, config.probes) as batch:
+        with self._evaluated(inputs, targets, ranks, config.probes) as batch:
             self._linearization = learn(
                 [stack for stack in learned.stacks if stack.trainable],
                 batch,
@@ -257,11 +257,11 @@ class LLQR(OptimizerWrapper):
             group["llqr_last_refit"] = int(group["llqr_steps"])
 
     @contextmanager
-    def _evaluated(self, inputs: Any, targets: Any, workers: Workers, probes: int) -> Iterator[ProbeBatch]:
+    def _evaluated(self, inputs: Any, targets: Any, ranks: Ranks, probes: int) -> Iterator[ProbeBatch]:
         sharded = any(is_sharded(p) for p in self.model.parameters())
         loss, likelihood = self.loss_fn, self.likelihood
         with undisturbed(self.model):
-            yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, workers, sharded)
+            yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, ranks, sharded)
 
     def quadratic_gain(self, inputs: Any, targets: Any = None) -> float:
         """How much better U g is than g as a step on a held-out batch, by the quadratic model there.
@@ -272,7 +272,7 @@ class LLQR(OptimizerWrapper):
         probes.
 
         Args:
-            inputs: the batch, of one worker.
+            inputs: the batch, of one rank.
             targets: its labels.
 
         Returns:
@@ -290,7 +290,7 @@ class LLQR(OptimizerWrapper):
                 "model that is not, and ask there."
             )
         learned = self._preconditioner()
-        with self._evaluated(inputs, targets, Workers(), probes=1) as batch:
+        with self._evaluated(inputs, targets, Ranks(), probes=1) as batch:
             self._linearization = linearized(self._linearization, batch, self.states)
             gain = quadratic_gain(learned, self._linearization, fisher=self.likelihood is not None)
             self._linearization.release()

@@ -1,4 +1,4 @@
-"""Two workers with half a batch each take the steps of one worker with the whole: LLQR and LLQR+SAM, float64, 1e-10."""
+"""Two ranks with half a batch each take the steps of one rank with the whole: LLQR and LLQR+SAM, float64, 1e-10."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.optim import SGD
 
 from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim import LLQR, SAM, llqr
-from llqr_sam_ref.optim.distributed.ranks import Workers
+from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.preconditioner import closed_form
 from llqr_sam_ref.optim.preconditioner.closed_form import eigenbasis as estimate_eigenbasis
 from llqr_sam_ref.optim.preconditioner.report import BlockReport
@@ -71,7 +71,7 @@ def batch(t: int) -> tuple[Tensor, Tensor]:
 def train(
     model: nn.Module, config: LLQRConfig, rho: float, share: Callable[[Tensor], Tensor]
 ) -> tuple[LLQR, list[Tensor]]:
-    """Some steps on this worker's share of every batch, and the weights after each."""
+    """Some steps on this rank's share of every batch, and the weights after each."""
     loss_fn = nn.CrossEntropyLoss()
     rate = 0.02 if config.acts_on == "update" else 0.2
     inner = LLQR(SGD(model.parameters(), lr=rate, momentum=0.9), model, loss_fn, config)
@@ -265,7 +265,7 @@ def two() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("rho", [0.0, 0.1])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_two_workers_equal_one(name: str, rho: float, two: list[dict[str, Any]]) -> None:
+def test_two_ranks_equal_one(name: str, rho: float, two: list[dict[str, Any]]) -> None:
     _, expected = train(network(), CONFIGS[name], rho, lambda whole: whole)
     (path, stored), (other, twin) = (results[f"{name}, {rho}"] for results in two)
     for found, wanted in zip(path, expected, strict=True):
@@ -276,7 +276,7 @@ def test_two_workers_equal_one(name: str, rho: float, two: list[dict[str, Any]])
 
 
 def interleaved(whole: Tensor) -> Tensor:
-    """Micro-batch j of a sharded model is made of the j-th micro-batches of all workers."""
+    """Micro-batch j of a sharded model is made of the j-th micro-batches of all ranks."""
     return whole.view(2, 4, 2, *whole.shape[1:]).transpose(0, 1).reshape(whole.shape)
 
 
@@ -288,7 +288,7 @@ def interleaved_uniforms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("interleaved_uniforms")
 @pytest.mark.parametrize("name", SHARDED)
-def test_sharded_workers_equal_one(name: str, two: list[dict[str, Any]]) -> None:
+def test_sharded_ranks_equal_one(name: str, two: list[dict[str, Any]]) -> None:
     config = replace(DEFAULT, structure="diagonal", **SHARDED[name])
     _, expected = train(network(), config, 0.1, interleaved)
     for results in two:
@@ -317,7 +317,7 @@ def test_a_sharded_report_is_that_of_the_whole(two: list[dict[str, Any]]) -> Non
                 assert getattr(found, number) == pytest.approx(getattr(wanted, number), rel=1e-9)
 
 
-def test_all_workers_take_the_bases_of_the_first(two: list[dict[str, Any]]) -> None:
+def test_all_ranks_take_the_bases_of_the_first(two: list[dict[str, Any]]) -> None:
     ours, twin = (results["bases"] for results in two)
     assert same(ours, twin)
 
@@ -325,14 +325,14 @@ def test_all_workers_take_the_bases_of_the_first(two: list[dict[str, Any]]) -> N
 def test_what_cannot_be_shared_says_so(two: list[dict[str, Any]]) -> None:
     for results in two:
         probes, shares, sharding, inner, gain = results["errors"]
-        assert "probes=3 micro-batches cannot be shared by 2 workers; choose a multiple, or 1" in probes
-        assert "the number of probe examples differs between the workers: [8, 4]" in shares
+        assert "probes=3 micro-batches cannot be shared at world size 2; choose a multiple, or 1" in probes
+        assert "the number of probe examples differs between the ranks: [8, 4]" in shares
         assert "structure='ekfac'" in sharding
         assert "use structure='diagonal' with solver='closed-form'" in sharding
         assert "structure='diagonal' with solver='inner-loop' needs whole ones" in inner
         assert "quadratic_gain() needs whole parameters" in gain
 
 
-def test_a_single_process_is_one_worker() -> None:
-    alone = Workers.of()
-    assert (alone.rank, alone.count) == (0, 1)
+def test_a_single_process_is_rank_0_of_1() -> None:
+    alone = Ranks.of()
+    assert (alone.rank, alone.world_size) == (0, 1)

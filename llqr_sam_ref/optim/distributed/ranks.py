@@ -12,54 +12,56 @@ from torch import distributed as dist
 
 
 @dataclass(frozen=True)
-class Workers:
-    """The ranks of a process group, in its order; one worker where torch.distributed is not in use.
+class Ranks:
+    """A process among those of its group, and what they send one another; alone where torch.distributed is not in use.
 
     Args:
         group: the process group; None for the default one.
-        rank: of this worker.
-        count: how many there are.
+        rank: this process's number, from 0.
+        world_size: how many ranks there are.
     """
 
     group: Any = None
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @classmethod
-    def of(cls, group: Any = None) -> Workers:
-        """The ranks of a process group."""
+    def of(cls, group: Any = None) -> Ranks:
+        """This rank of a process group."""
         if not dist.is_available() or not dist.is_initialized():
             return cls()
         return cls(group, dist.get_rank(group), dist.get_world_size(group))
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The mean of every tensor over the workers, bitwise the same on all of them."""
-        if self.count == 1:
+        """The mean of every tensor over the ranks, bitwise the same on all of them."""
+        if self.world_size == 1:
             return list(tensors)
 
         def average(flat: Tensor) -> None:
             dist.all_reduce(flat, group=self.group)
-            flat.div_(self.count)
+            flat.div_(self.world_size)
 
         return _together(tensors, average)
 
-    def of_first(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors as the first worker has them."""
-        if self.count == 1:
+    def broadcast(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors as rank 0 has them."""
+        if self.world_size == 1:
             return list(tensors)
         source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
         return _together(tensors, lambda flat: dist.broadcast(flat, source, group=self.group))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all workers, joined along the first axis in the order of the workers."""
-        if self.count == 1:
+        """The tensors of all ranks, joined along the first axis in their order."""
+        if self.world_size == 1:
             return tensor
-        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.count)]
+        parts = [
+            torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world_size)
+        ]
         dist.all_gather(parts, tensor.contiguous(), group=self.group)
         return torch.cat(parts)
 
     def check_equal(self, what: str, value: int, device: torch.device) -> None:
-        """See that a number is the same on all workers.
+        """See that a number is the same on all ranks.
 
         Args:
             what: its name.
@@ -71,7 +73,7 @@ class Workers:
         """
         values = self.gather(torch.tensor([value], device=device)).tolist()
         if len(set(values)) > 1:
-            raise ValueError(f"{what} differs between the workers: {values}; give all of them equal shares.")
+            raise ValueError(f"{what} differs between the ranks: {values}; give all of them equal shares.")
 
 
 def _together(tensors: Sequence[Tensor], communicate: Callable[[Tensor], object]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""One refit of the learned preconditioner: from the probes to the new U, on one worker or many."""
+"""One refit of the learned preconditioner: from the probes to the new U, on one rank or many."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim.curvature.linearization import Linearization
-from llqr_sam_ref.optim.distributed.ranks import Workers
+from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.distributed.shards import sum_over_shards
 from llqr_sam_ref.optim.preconditioner.blocks import Vector
 from llqr_sam_ref.optim.preconditioner.closed_form import Estimator, average_gain, basis_due
@@ -44,17 +44,17 @@ def learn(
     Returns:
         The linearization, to be used again.
     """
-    workers = batch.workers
+    ranks = batch.ranks
     V, terms = batch.gradients(config.probe_vector, uniforms)
     if not stacks:
         return known
     if config.solver == "closed-form":
-        total = terms * workers.count
+        total = terms * ranks.world_size
         scale = total / config.probes * (total if config.reduction == "sum" else 1)
-        refit_closed_form(stacks, V, scale, config, Workers() if batch.sharded else workers, own)
+        refit_closed_form(stacks, V, scale, config, Ranks() if batch.sharded else ranks, own)
         return known
     if config.probes > 1:
-        V = {name: workers.gather(tensor) for name, tensor in V.items()}
+        V = {name: ranks.gather(tensor) for name, tensor in V.items()}
     linearization = linearized(known, batch, states)
     refit_inner_loop(stacks, V, batch.product(config, linearization, terms), config, own)
     linearization.release()
@@ -62,16 +62,16 @@ def learn(
 
 
 def refit_closed_form(
-    stacks: list[Stack], V: Vector, scale: float, config: LLQRConfig, workers: Workers, own: Own
+    stacks: list[Stack], V: Vector, scale: float, config: LLQRConfig, ranks: Ranks, own: Own
 ) -> None:
     """Update the curvature estimate and take its minimizer.
 
     Args:
         stacks: what is learned; changed in place.
-        V: this worker's probes, stacked along the first axis of each parameter's tensor.
+        V: this rank's probes, stacked along the first axis of each parameter's tensor.
         scale: m, terms in a micro-batch (m n for a summed loss).
         config: what LLQR does.
-        workers: who else has probes.
+        ranks: those that have probes.
         own: where counters are saved.
 
     Source: the book, thm-random-probe-optimum; E-KFAC, George et al. 2018 (arXiv 1806.03884), section 3.
@@ -81,13 +81,13 @@ def refit_closed_form(
     turning = [stack for stack, draw in zip(stacks, draws, strict=True) if draw and _estimator(stack).sides]
     grams = [_estimator(stack).gram_samples(stack.gather(V, (k,)), scale) for stack in turning]
     bases = []
-    for stack, sample in zip(turning, _each(grams, workers.mean), strict=True):
+    for stack, sample in zip(turning, _each(grams, ranks.mean), strict=True):
         gain = average_gain(config.basis_ema, stack.bases_drawn + 1)
         bases.append(_estimator(stack).update_grams(stack.kept, sample, gain))
-    for stack, new in zip(turning, _each(bases, workers.of_first), strict=True):
+    for stack, new in zip(turning, _each(bases, ranks.broadcast), strict=True):
         _estimator(stack).turn(stack.kept, new)
     found = [_estimator(stack).sample(stack.kept, stack.gather(V, (k,)), scale) for stack in stacks]
-    for stack, seen, draw in zip(stacks, workers.mean(found), draws, strict=True):
+    for stack, seen, draw in zip(stacks, ranks.mean(found), draws, strict=True):
         stack.kept["c"].lerp_(seen, average_gain(config.curvature_ema, stack.refits + 1))
         stack.counted(stack.refits + 1, stack.bases_drawn + draw, own)
     take_minimizer(stacks, config)
@@ -124,8 +124,8 @@ def refit_inner_loop(
 
     Args:
         stacks: what is learned; changed in place.
-        probes: g_j, the same on all workers, stacked along the first axis of each parameter's tensor.
-        product: v -> G v on the learned parameters, the same on all workers.
+        probes: g_j, the same on all ranks, stacked along the first axis of each parameter's tensor.
+        product: v -> G v on the learned parameters, the same on all ranks.
         config: what LLQR does.
         own: where counters are saved.
 

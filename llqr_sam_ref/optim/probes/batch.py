@@ -1,4 +1,4 @@
-"""What a refit asks of a probe batch: gradients of micro-batches, and curvature products, on one worker or many."""
+"""What a refit asks of a probe batch: gradients of micro-batches, and curvature products, on one rank or many."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim.curvature.functional import PureModule, isolated
 from llqr_sam_ref.optim.curvature.linearization import Linearization
-from llqr_sam_ref.optim.distributed.ranks import Workers
+from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
 from llqr_sam_ref.optim.preconditioner.blocks import Vector
 from llqr_sam_ref.optim.probes.gradients import batch_gradients, sampled_gradients
@@ -24,27 +24,27 @@ from llqr_sam_ref.optim.probes.sharded import sharded_gradients
 Cost = float | Float[Tensor, "d d"]
 
 
-def draw_uniforms(seed: int, refit: int, shape: tuple[int, ...], workers: Workers) -> Float[Tensor, "n ..."]:
-    """This worker's rows of the uniforms of a refit: the same numbers however many workers share them.
+def draw_uniforms(seed: int, refit: int, shape: tuple[int, ...], ranks: Ranks) -> Float[Tensor, "n ..."]:
+    """This rank's rows of the uniforms of a refit: the same numbers whatever the world size.
 
     Args:
         seed: of the configuration.
         refit: number of the refit.
-        shape: for this worker's examples.
-        workers: who shares the probe batch.
+        shape: for this rank's examples.
+        ranks: those that share the probe batch.
 
     Returns:
         Numbers in [0, 1), float64, on the host.
     """
     generator = torch.Generator().manual_seed(random.Random(f"{seed}, {refit}").getrandbits(63))
     rows = shape[0]
-    drawn = torch.rand((rows * workers.count, *shape[1:]), generator=generator, dtype=torch.float64)
-    return drawn[rows * workers.rank : rows * (workers.rank + 1)]
+    drawn = torch.rand((rows * ranks.world_size, *shape[1:]), generator=generator, dtype=torch.float64)
+    return drawn[rows * ranks.rank : rows * (ranks.rank + 1)]
 
 
 @dataclass
 class ProbeBatch:
-    """A probe batch at the present weights; with many workers, this one's share of it.
+    """A probe batch at the present weights; with many ranks, this one's share of it.
 
     Args:
         model: in evaluation mode.
@@ -53,11 +53,11 @@ class ProbeBatch:
         inputs: a tensor, a tuple of positional or a mapping of keyword arguments of the model.
         targets: labels, or None.
         probes: k, micro-batches of the whole batch.
-        workers: who shares it.
-        sharded: whether gradients come out sharded, and thereby summed over the workers.
+        ranks: those that share it.
+        sharded: whether gradients come out sharded, and thereby summed over the ranks.
 
     Raises:
-        ValueError: the workers' shares differ, or micro-batches do not partition them.
+        ValueError: the ranks' shares differ, or micro-batches do not partition them.
     """
 
     model: nn.Module
@@ -66,22 +66,22 @@ class ProbeBatch:
     inputs: Any
     targets: Any
     probes: int
-    workers: Workers
+    ranks: Ranks
     sharded: bool = False
 
     def __post_init__(self) -> None:
         tensors = [leaf for leaf in pytree.tree_leaves(self.inputs) if isinstance(leaf, Tensor) and leaf.ndim]
         self.examples = len(tensors[0]) if tensors else 0
         device = next(self.model.parameters()).device
-        if self.workers.count > 1:
-            self.workers.check_equal("the number of probe examples", self.examples, device)
+        if self.ranks.world_size > 1:
+            self.ranks.check_equal("the number of probe examples", self.examples, device)
         self.share = self.probes
-        if self.workers.count > 1 and self.probes > 1 and not self.sharded:
-            self.share, left = divmod(self.probes, self.workers.count)
+        if self.ranks.world_size > 1 and self.probes > 1 and not self.sharded:
+            self.share, left = divmod(self.probes, self.ranks.world_size)
             if left:
                 raise ValueError(
-                    f"probes={self.probes} micro-batches cannot be shared by {self.workers.count} workers; choose a "
-                    "multiple, or 1."
+                    f"probes={self.probes} micro-batches cannot be shared at world size {self.ranks.world_size}; "
+                    "choose a multiple, or 1."
                 )
         if self.examples == 0 or self.examples % self.share:
             raise ValueError(
@@ -125,7 +125,7 @@ class ProbeBatch:
     def gradients(
         self, probe_vector: str, uniforms: Callable[[tuple[int, ...]], Tensor]
     ) -> tuple[Vector, float]:
-        """This worker's probes: gradients of the mean loss on its micro-batches.
+        """This rank's probes: gradients of the mean loss on its micro-batches.
 
         Args:
             probe_vector: against labels "sampled" from the model, or, "gradient", against the targets.
@@ -155,7 +155,7 @@ class ProbeBatch:
         if likelihood is None and self.own_reduction == "sum":
             V = {name: tensor * (self.share / terms) for name, tensor in V.items()}
         if self.probes == 1 and not self.sharded:
-            V = dict(zip(V, self.workers.mean(list(V.values())), strict=True))
+            V = dict(zip(V, self.ranks.mean(list(V.values())), strict=True))
         finite = [tensor.isfinite().all() for tensor in V.values()]
         if not bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
             name = next(name for name, good in zip(V, finite, strict=True) if not good)
@@ -168,7 +168,7 @@ class ProbeBatch:
     def product(
         self, config: LLQRConfig, linearization: Linearization, terms: float
     ) -> Callable[[Vector], Vector]:
-        """The product v -> G v on the whole batch, the same on all workers.
+        """The product v -> G v on the whole batch, the same on all ranks.
 
         Args:
             config: which G, and in which units: of the mean loss, or times the number of terms.
@@ -184,12 +184,12 @@ class ProbeBatch:
             "newton": linearization.hessian,
         }
         divisor = terms if self.own_reduction == "sum" else 1.0
-        factor = (terms * self.workers.count if config.reduction == "sum" else 1.0) / divisor
+        factor = (terms * self.ranks.world_size if config.reduction == "sum" else 1.0) / divisor
         still = {name: torch.zeros_like(g) for name, g in linearization.gradient().items()}
 
         def multiply(v: Vector) -> Vector:
             found = take[config.divergence]({**still, **v})
-            parts = self.workers.mean([found[name] for name in v])
+            parts = self.ranks.mean([found[name] for name in v])
             return {name: factor * part for name, part in zip(v, parts, strict=True)}
 
         return multiply

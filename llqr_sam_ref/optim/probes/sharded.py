@@ -1,6 +1,6 @@
 """Probe gradients of a model whose parameters are sharded (FSDP2): plain passes, one micro-batch after the other.
 
-The backward pass averages gradients over the workers, so that probe j belongs to the j-th micro-batches of all workers
+The backward pass averages gradients over the ranks, so that probe j belongs to the j-th micro-batches of all ranks
 together.
 """
 
@@ -32,7 +32,7 @@ def sharded_gradients(
     Args:
         module: in evaluation mode; its ``.grad`` are set aside and put back.
         law: the likelihood, with labels sampled from the model, or the loss, with labels as given.
-        inputs: this worker's share of the probe batch: a tensor, a tuple or a mapping.
+        inputs: this rank's share of the probe batch: a tensor, a tuple or a mapping.
         targets: its labels, or None.
         uniforms: what gives uniforms of a shape, to sample labels from.
         probes: k, must divide the number of examples.
