@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see; the table below is what happens
+    from llqr_sam_ref.config import ClosedForm as ClosedForm
+    from llqr_sam_ref.config import InnerLoop as InnerLoop
     from llqr_sam_ref.config import LLQRConfig as LLQRConfig
     from llqr_sam_ref.optim import LLQR as LLQR
     from llqr_sam_ref.optim import SAM as SAM
@@ -23,8 +25,10 @@ __version__ = "0.1.0"
 # Public PyTorch names and where they live; torch is imported when one of them is first touched.
 _TORCH_NAMES: dict[str, str] = {
     "Adaptive": "llqr_sam_ref.optim.metric",
+    "ClosedForm": "llqr_sam_ref.config",
     "Euclidean": "llqr_sam_ref.optim.metric",
     "Fisher": "llqr_sam_ref.optim.metric",
+    "InnerLoop": "llqr_sam_ref.config",
     "LLQR": "llqr_sam_ref.optim.llqr",
     "LLQRConfig": "llqr_sam_ref.config",
     "Monge": "llqr_sam_ref.optim.metric",

@@ -1,16 +1,16 @@
-"""What LLQR is told: one table of choices and which of them go together, for the exact and the torch version."""
+"""What LLQR is told: one type for what every LLQR reads, and one per solver for what only that solver reads."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Any
 
-from llqr_sam_ref.errors import check_choice, check_count, check_number
+from llqr_sam_ref.errors import check_choice, check_count, check_number, unknown_name
 
 CHOICES = {
     "structure": ("scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac", "dense"),
     "divergence": ("fisher", "gauss-newton", "newton"),
-    "solver": ("closed-form", "inner-loop"),
     "probe_vector": ("sampled", "gradient"),
     "reduction": ("mean", "sum"),
     "damping_kind": ("relative", "absolute"),
@@ -18,6 +18,97 @@ CHOICES = {
     "step_rule": ("rms", "rms-per-tensor", "graft", "none"),
     "wide": ("identity", "blocks"),
 }
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """U is the minimizer of the many-probe objective at an averaged curvature; one block per parameter.
+
+    Args:
+        damping: mu in units of curvature (absolute), or delta, a fraction of the mean curvature (relative); positive.
+        damping_kind: "relative" or "absolute".
+        curvature_ema: beta in [0, 1), decay of the averaged curvature c per refit.
+        basis_ema: beta_Q in [0, 1), decay of the averaged Gram matrices, whose eigenvectors are the bases, per refit.
+        basis_every: b, refits between two renewals of the bases, which are renewed at refits 1, 2 and every multiple
+            of b.
+
+    Raises:
+        ValueError: a name is unknown or a number out of range.
+
+    Source: the book, thm-random-probe-optimum; E-KFAC, George et al. 2018 (arXiv 1806.03884), section 3.
+    """
+
+    damping: float = 0.03
+    damping_kind: str = "relative"
+    curvature_ema: float = 0.95
+    basis_ema: float = 0.8
+    basis_every: int = 5
+
+    def __post_init__(self) -> None:
+        check_choice("damping_kind", self.damping_kind, CHOICES["damping_kind"])
+        check_number("damping", self.damping, low=0.0, open_low=True)
+        check_count("basis_every", self.basis_every)
+        for name in ("curvature_ema", "basis_ema"):
+            check_number(name, getattr(self, name), low=0.0, high=1.0, open_high=True)
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """U is where heavy-ball descent on the relaxed objective has come, averaged over refits; the authors' solver.
+
+    Scalar, diagonal and dense structures get one block per layer here, bias and kernel together.
+
+    Args:
+        divergence: whose second order is G: "fisher", "gauss-newton" or "newton".
+        damping: mu >= 0, added to G, in units of curvature.
+        steps: T, descent steps per refit.
+        lr: eta_U, their learning rate.
+        momentum: their heavy ball's decay, in [0, 1).
+        clip: largest Frobenius norm of the gradient of a stored array, in the gradient's units; None for no clip.
+        warm_start: whether a refit starts from the current U, or from the identity.
+        ema: gamma in [0, 1], decay of the stored arrays per refit.
+        positive: whether U is positive definite by construction: logarithms and roots of the factors are stored.
+        allow_inversion: leave negative entries of a free (not ``positive``) scalar or diagonal U as they are, instead
+            of raising them to a small positive number.
+
+    Raises:
+        ValueError: a name is unknown, a number out of range, or ``allow_inversion`` has nothing to allow.
+
+    Source: LLQR, arXiv 2605.04230; the book, thm-relaxed-gradients and thm-ema-relaxed-step.
+    """
+
+    divergence: str = "fisher"
+    damping: float = 0.0
+    steps: int = 50
+    lr: float = 1e-3
+    momentum: float = 0.9
+    clip: float | None = 5.0
+    warm_start: bool = True
+    ema: float = 0.95
+    positive: bool = True
+    allow_inversion: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("divergence", self.divergence, CHOICES["divergence"])
+        check_count("steps", self.steps, low=0)
+        for name in ("damping", "lr"):
+            check_number(name, getattr(self, name), low=0.0)
+        check_number("momentum", self.momentum, low=0.0, high=1.0, open_high=True)
+        check_number("ema", self.ema, low=0.0, high=1.0)
+        if self.clip is not None:
+            check_number("clip", self.clip, low=0.0, open_low=True)
+        if self.positive and self.allow_inversion:
+            raise ValueError(
+                "allow_inversion=True is not read with positive=True, where no entry can be negative; "
+                "pass positive=False, or leave it out."
+            )
+
+
+Solver = ClosedForm | InnerLoop
+
+# How settings of the solver were spelled when LLQRConfig held them, where the name has changed.
+_RENAMED = {"inner_steps": "steps", "inner_lr": "lr", "inner_momentum": "momentum"}
+_SOLVERS = {"closed-form": "ClosedForm()", "inner-loop": "InnerLoop()"}
 
 
 @dataclass(frozen=True)
@@ -30,131 +121,140 @@ class LLQRConfig:
     Args:
         structure: of U: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac" or "dense". Norms and
             biases, having no two sides, get a diagonal under the three in the middle.
-        divergence: whose second order is G: "fisher", "gauss-newton" or "newton".
+        solver: how U is found, with what only this solver reads: ``ClosedForm(...)`` or ``InnerLoop(...)``.
         every: K, training steps between refits; the first is before step 0.
-        solver: "closed-form" (one block an array of weights) or "inner-loop" (scalar, diagonal and dense: one
-            block a layer, bias and kernel together).
         probes: k, micro-batches of the probe batch whose gradients are the probes.
-        probe_vector: gradients against labels "sampled" from the model, or, "gradient", against the true ones.
+        probe_vector: whether probes are gradients against labels "sampled" from the model, or, "gradient", against
+            the true ones.
         reduction: "mean" for the curvature of the mean loss; "sum" for n times that, n terms in the probe.
-        damping: mu in units of curvature (absolute), or delta, a fraction of the mean curvature (relative).
-        damping_kind: "relative" or "absolute".
         acts_on: whether U multiplies the "gradient" that the base optimizer gets, or its "update".
         step_rule: what then happens to the length of S = U v: "rms", root mean square 1 over all weights;
             "rms-per-tensor", over each array; "graft", the length of v; "none".
-        curvature_ema: beta in [0, 1), decay of the curvature diagonal c over refits (closed form).
-        basis_ema: beta_Q in [0, 1), decay of the Gram matrices behind the bases (closed form).
-        basis_every: b, bases at refits 1, 2 and every multiple of b (closed form).
-        max_side: the widest side that gets a full basis or factor; None for no limit.
+        max_side: the widest side, in rows, that gets a full basis or factor; None for no limit.
         wide: what a wider side gets: the "identity", or equal diagonal "blocks" no wider than ``max_side``.
-        inner_steps: T, steps of a refit (inner loop).
-        inner_lr: eta_U, their learning rate (inner loop).
-        inner_momentum: their heavy ball, in [0, 1) (inner loop).
-        clip: largest norm of a stored array's gradient, None for no clip (inner loop).
-        warm_start: start from the current U, else from the identity (inner loop).
-        ema: gamma in [0, 1], decay of the stored arrays over refits (inner loop).
-        positive: whether U is positive by construction: always so in closed form; logarithms and roots of the
-            factors in the inner loop.
-        allow_inversion: leave negative entries of an unconstrained scalar or diagonal U alone (inner loop).
         seed: of the uniforms that sample labels, together with the number of the refit.
 
     Raises:
-        ValueError: an unknown name, a number out of range, or a combination that has no meaning.
+        TypeError: a setting is unknown or is one of the solver's; the message shows where it is written.
+        ValueError: a name is unknown or a number out of range.
 
     Source: LLQR, arXiv 2605.04230, and LLQR+SAM, arXiv 2605.16134; the book, chapters 16 to 18 and 21.
     """
 
     structure: str = "ekfac"
-    divergence: str = "fisher"
+    solver: Solver = field(default_factory=ClosedForm)
     every: int = 10
-    solver: str = "closed-form"
     probes: int = 8
     probe_vector: str = "sampled"
     reduction: str = "mean"
-    damping: float = 0.03
-    damping_kind: str = "relative"
     acts_on: str = "update"
     step_rule: str = "rms"
-    curvature_ema: float = 0.95
-    basis_ema: float = 0.8
-    basis_every: int = 5
     max_side: int | None = 1024
     wide: str = "identity"
-    inner_steps: int = 50
-    inner_lr: float = 1e-3
-    inner_momentum: float = 0.9
-    clip: float | None = 5.0
-    warm_start: bool = True
-    ema: float = 0.95
-    positive: bool = True
-    allow_inversion: bool = False
     seed: int = 0
 
+    def __new__(cls, *args: Any, **settings: Any) -> LLQRConfig:
+        """Refuse a setting that is not here with the place where it is; fields are set by ``__init__``.
+
+        Returns:
+            A new configuration, still empty.
+
+        Raises:
+            TypeError: a setting is unknown or is one of the solver's.
+        """
+        for name, value in settings.items():
+            if name not in _names(cls):
+                raise TypeError(_elsewhere(name, value, settings.get("solver")))
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            check_choice(name, getattr(self, name), allowed)
-        for name in ("every", "probes", "basis_every"):
+        solver: object = self.solver  # what a caller without a type checker may have passed
+        if not isinstance(solver, ClosedForm | InnerLoop):
+            raise ValueError(
+                f"solver={solver!r} is not a solver; pass solver={_SOLVERS.get(str(solver), 'ClosedForm()')}, with "
+                "its settings in the brackets."
+            )
+        for name in ("structure", "probe_vector", "reduction", "acts_on", "step_rule", "wide"):
+            check_choice(name, getattr(self, name), CHOICES[name])
+        for name in ("every", "probes"):
             check_count(name, getattr(self, name))
-        for name in ("inner_steps", "seed"):
-            check_count(name, getattr(self, name), low=0)
+        check_count("seed", self.seed, low=0)
         if self.max_side is not None:
             check_count("max_side", self.max_side, low=0)
-        for name in ("curvature_ema", "basis_ema", "inner_momentum"):
-            check_number(name, getattr(self, name), low=0.0, high=1.0, open_high=True)
-        check_number("ema", self.ema, low=0.0, high=1.0)
-        check_number("inner_lr", self.inner_lr, low=0.0)
-        check_number("damping", self.damping, low=0.0, open_low=self.solver == "closed-form")
-        if self.clip is not None:
-            check_number("clip", self.clip, low=0.0, open_low=True)
-        for wrong, message in self._combinations():
-            if wrong:
-                raise ValueError(message)
 
-    def _combinations(self) -> tuple[tuple[bool, str], ...]:
-        """What the table of legal combinations of solver, divergence, damping and positivity rules out."""
-        closed = self.solver == "closed-form"
-        return (
-            (
-                closed and self.divergence != "fisher",
-                f"divergence={self.divergence!r} has no closed form; use solver='inner-loop'.",
-            ),
-            (
-                closed and not self.positive,
-                "positive=False needs free factors, and the closed form has none; use solver='inner-loop'.",
-            ),
-            (
-                not closed and self.damping_kind == "relative",
-                "damping_kind='relative' needs a curvature estimate, and solver='inner-loop' keeps none; "
-                "use damping_kind='absolute'.",
-            ),
+    @property
+    def closed(self) -> bool:
+        """Whether U comes in closed form from an estimate of the curvature."""
+        return isinstance(self.solver, ClosedForm)
+
+    def replace(self, **settings: Any) -> LLQRConfig:
+        """A copy with some settings changed, the solver's among them by their own names.
+
+        Args:
+            **settings: fields of LLQRConfig or of the solver that the copy has, for instance
+                ``replace(every=20, damping=0.1)``.
+
+        Returns:
+            The new configuration.
+
+        Raises:
+            TypeError: a setting is unknown or is read by the other solver only.
+            ValueError: a value is not allowed.
+        """
+        solver = settings.pop("solver", self.solver)
+        inner = {name: value for name, value in settings.items() if name not in _names(LLQRConfig)}
+        for name, value in inner.items():
+            if not dataclasses.is_dataclass(solver) or name not in _names(type(solver)):
+                raise TypeError(_elsewhere(name, value, solver))
+        outer = {name: value for name, value in settings.items() if name not in inner}
+        return dataclasses.replace(
+            self, solver=dataclasses.replace(solver, **inner) if inner else solver, **outer
         )
 
     @classmethod
-    def published(cls, **overrides: Any) -> LLQRConfig:
+    def published(cls, **settings: Any) -> LLQRConfig:
         """The authors' settings, oddities included: a summed Fisher and ema 0.95, or a mean Hessian and 0.9.
 
         Args:
-            **overrides: fields to change.
+            **settings: fields of LLQRConfig or of its inner loop to change, as in ``replace``; with
+                divergence="newton" the Hessian's settings are the ones that are changed.
 
         Returns:
             The configuration.
 
         Source: LLQR, arXiv 2605.04230, and its published code.
         """
-        newton = overrides.get("divergence") == "newton"
-        settings: dict[str, Any] = {
-            "structure": "diagonal",
-            "every": 1000,
-            "solver": "inner-loop",
-            "probes": 1,
-            "probe_vector": "gradient",
-            "reduction": "mean" if newton else "sum",
-            "damping": 0.0,
-            "damping_kind": "absolute",
-            "acts_on": "gradient",
-            "step_rule": "none",
-            "max_side": None,
-            "ema": 0.9 if newton else 0.95,
-            "positive": False,
-        }
-        return cls(**(settings | overrides))
+        newton = settings.get("divergence") == "newton"
+        theirs = cls(
+            structure="diagonal",
+            solver=InnerLoop(ema=0.9 if newton else 0.95, positive=False),
+            every=1000,
+            probes=1,
+            probe_vector="gradient",
+            reduction="mean" if newton else "sum",
+            acts_on="gradient",
+            step_rule="none",
+            max_side=None,
+        )
+        return theirs.replace(**settings)
+
+
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    """The settings of a type, in order."""
+    return tuple(setting.name for setting in dataclasses.fields(kind))
+
+
+def _elsewhere(name: str, value: object, solver: object) -> str:
+    """What to say of a setting that is not read where it was given: where it would be, or the nearest name."""
+    now = _RENAMED.get(name, name)
+    readers = [kind for kind in (ClosedForm, InnerLoop) if now in _names(kind)]
+    if not readers:
+        return unknown_name("setting", name, {*_names(LLQRConfig), *_names(ClosedForm), *_names(InnerLoop)})
+    reader = next((kind for kind in readers if isinstance(solver, kind)), readers[0])
+    spelled = f"solver={reader.__name__}({now}={value!r})"
+    if isinstance(solver, ClosedForm | InnerLoop) and not isinstance(solver, reader):
+        return (
+            f"{name}={value!r} is read by {reader.__name__} only, and solver is {type(solver).__name__}; "
+            f"leave it out, or pass {spelled}."
+        )
+    return f"{name}={value!r} is a setting of the solver; write {spelled}."

@@ -15,7 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from torch.optim import SGD, Optimizer
 from book.experiments.store import RESULTS, store
 from book.experiments.timing import Claim, Seconds, Share, Stopwatch, Work, row, table
 from llqr_sam_ref import LLQR, SAM, LLQRConfig, Monge, frozen_batch_stats
-from llqr_sam_ref.config import CHOICES
+from llqr_sam_ref.config import CHOICES, ClosedForm, InnerLoop
 from llqr_sam_ref.exact import lqr
 from llqr_sam_ref.nets.resnet import BasicBlock, ResNet, resnet18
 from llqr_sam_ref.optim.curvature.linearization import Linearization
@@ -188,14 +188,14 @@ def published(options: Options, watch: Stopwatch) -> Rows:
     Inner steps cost the same one by one, so a refit of T steps is a refit of none and T times a quarter of what four
     steps add: short enough to be interleaved with what it is compared with.
     """
-    batch, few = options.batch(64), 4
-    config = LLQRConfig.published()
+    batch, few, solver = options.batch(64), 4, InnerLoop(positive=False)
+    config = LLQRConfig.published(solver=solver)
     model = options.model()
     llqr = LLQR(sgd(model), model, cross_entropy, config)
 
     def refit(inner_steps: int) -> Work:
         def work() -> None:
-            llqr.config = replace(config, inner_steps=inner_steps)
+            llqr.config = config.replace(steps=inner_steps)
             llqr.refit(*batch)
 
         return work
@@ -215,7 +215,7 @@ def published(options: Options, watch: Stopwatch) -> Rows:
     def refits(t: Seconds) -> float:
         """What refits add to the average step."""
         inner = (t["refit, 4 inner steps"] - t["refit, set-up"]) / few
-        return (t["refit, set-up"] + config.inner_steps * inner) / config.every
+        return (t["refit, set-up"] + solver.steps * inner) / config.every
 
     claims = [
         Claim(
@@ -238,7 +238,8 @@ def published(options: Options, watch: Stopwatch) -> Rows:
 
 def as_it_comes(options: Options, watch: Stopwatch) -> Rows:
     """The default LLQR: a refit every 10 steps, of which one in 5 computes eigenvectors."""
-    batch, model, config = options.batch(128), options.model(), LLQRConfig()
+    batch, model, solver = options.batch(128), options.model(), ClosedForm()
+    config = LLQRConfig(solver=solver)
     llqr = LLQR(sgd(model), model, cross_entropy, config)
     steps = {
         "base": step_of(options, batch, lambda base, _: base),
@@ -246,10 +247,10 @@ def as_it_comes(options: Options, watch: Stopwatch) -> Rows:
     }
     warm_up = Stopwatch(options.device)
     warm_up.run({**steps, "refit": lambda: llqr.refit(*batch)}, 2)  # the first two both compute eigenvectors
-    for refit in range(3, 3 + 2 * config.basis_every):  # two whole periods
-        name = "refit with bases" if refit % config.basis_every == 0 else "refit"
+    for refit in range(3, 3 + 2 * solver.basis_every):  # two whole periods
+        name = "refit with bases" if refit % solver.basis_every == 0 else "refit"
         watch.run({**steps, name: lambda: llqr.refit(*batch)}, 1)
-    share = 1 / config.basis_every
+    share = 1 / solver.basis_every
 
     def refits(t: Seconds) -> float:
         """What refits add to the average step."""
@@ -271,10 +272,10 @@ def as_it_comes(options: Options, watch: Stopwatch) -> Rows:
 def kronecker_refit(options: Options, watch: Stopwatch) -> Rows:
     """A refit with full Kronecker factors by the inner loop: what its curvature products cost, and all the rest."""
     model, batch = options.model(), options.batch(16)
-    config = LLQRConfig.published(structure="kronecker", inner_steps=1)
+    config = LLQRConfig.published(structure="kronecker", steps=1)
     llqr = LLQR(sgd(model), model, cross_entropy, config)
     llqr.refit(*batch)  # traces
-    llqr.config = replace(config, inner_steps=options.inner_steps)
+    llqr.config = config.replace(steps=options.inner_steps)
     product = Linearization.fisher
     for _ in range(2):
         share = Share(watch)

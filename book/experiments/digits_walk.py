@@ -59,7 +59,7 @@ def _llqr(config: LLQRConfig, nesterov: bool = False, rho: float = 0.0) -> Maker
 
 
 PUBLISHED = LLQRConfig.published()
-CLOCK: dict[str, Any] = {"every": 50, "inner_steps": 20, "inner_lr": 1e-2, "ema": 0.5}
+CLOCK: dict[str, Any] = {"every": 50, "steps": 20, "lr": 1e-2, "ema": 0.5}
 NORMED: dict[str, Any] = {"acts_on": "update", "step_rule": "rms"}
 
 METHODS: dict[str, tuple[str, float, Maker]] = {
@@ -81,7 +81,7 @@ METHODS: dict[str, tuple[str, float, Maker]] = {
     "identity": (
         "control: that step rule with U = I",
         0.004,
-        _llqr(LLQRConfig.published(inner_steps=0, **NORMED), nesterov=True),
+        _llqr(LLQRConfig.published(steps=0, **NORMED), nesterov=True),
     ),
     "closed": ("closed form, every 50 steps", 0.004, _llqr(LLQRConfig(every=50), nesterov=True)),
     "default": ("LLQR as it comes (every 10)", 0.004, _llqr(LLQRConfig(), nesterov=True)),

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from llqr_sam_ref.config import CHOICES, LLQRConfig
+from llqr_sam_ref.config import CHOICES, ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import check_vector
 from llqr_sam_ref.exact.curvature_estimate import (
@@ -101,7 +101,7 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
 
     Source: the book, chapter 21.
     """
-    closed = config.solver == "closed-form"
+    closed = config.closed
     widest = max((max(s) for layer in layers for s in layer if len(s) == 2), default=0)
     exceeded = config.max_side is not None and widest > config.max_side and config.structure in TWO_SIDED
     if exceeded and not (closed and config.wide == "identity"):
@@ -110,7 +110,10 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
             "identity sides in the inner loop nor blocks; pass max_side=None."
         )
     U = identity_preconditioner(
-        layers, config.structure, per_layer=not closed, positive=config.positive and not closed
+        layers,
+        config.structure,
+        per_layer=not closed,
+        positive=isinstance(config.solver, InnerLoop) and config.solver.positive,
     )
     shapes = tuple(tuple(shape) for layer in layers for shape in layer)
     w = check_vector("w", w, U.size)
@@ -166,48 +169,47 @@ def refit(
             f"pass the gradients of {config.probes} equal shards."
         )
     summed = examples if config.reduction == "sum" else 1
-    if state.curvature is not None:
-        return _refit_closed(config, state, state.curvature, probes, examples / config.probes * summed, bases)
+    solver = config.solver
+    if isinstance(solver, ClosedForm):
+        return _refit_closed(solver, state, probes, examples / config.probes * summed, bases)
     if curvature is None:
-        raise ValueError(
-            "curvature=None, but solver='inner-loop' needs G; pass a matrix or a product v -> G v."
-        )
+        raise ValueError("curvature=None, but an InnerLoop needs G; pass a matrix or a product v -> G v.")
     multiply = curvature_product(curvature, size=state.U.size)
-    origin = state.U if config.warm_start else state.U.identity()
+    origin = state.U if solver.warm_start else state.U.identity()
     new = inner_loop(
         origin,
         probes,
         lambda v: summed * multiply(v),
-        config.damping,
-        steps=config.inner_steps,
-        eta_U=config.inner_lr,
-        beta=config.inner_momentum,
-        clip=config.clip,
+        solver.damping,
+        steps=solver.steps,
+        eta_U=solver.lr,
+        beta=solver.momentum,
+        clip=solver.clip,
     )
-    U = average(state.U, new, config.ema)
-    if config.structure in {"scalar", "diagonal"} and not config.positive and not config.allow_inversion:
+    U = average(state.U, new, solver.ema)
+    if config.structure in {"scalar", "diagonal"} and not solver.positive and not solver.allow_inversion:
         U = guard_signs(U)
     return replace(state, U=U, last_refit=state.steps)
 
 
 def _refit_closed(
-    config: LLQRConfig,
+    solver: ClosedForm,
     state: State,
-    memory: CurvatureEstimate,
     probes: Float[np.ndarray, "k d"],
     scale: float,
     bases: list[Bases] | None,
 ) -> State:
+    assert state.curvature is not None
     memory = update_curvature(
-        memory,
+        state.curvature,
         probes,
         scale,
-        curvature_ema=config.curvature_ema,
-        basis_ema=config.basis_ema,
-        basis_every=config.basis_every,
+        curvature_ema=solver.curvature_ema,
+        basis_ema=solver.basis_ema,
+        basis_every=solver.basis_every,
         bases=bases,
     )
-    mu = config.damping if config.damping_kind == "absolute" else relative_damping(memory, config.damping)
+    mu = solver.damping if solver.damping_kind == "absolute" else relative_damping(memory, solver.damping)
     U = state.U if mu == 0 else minimizer(memory, mu)  # no curvature seen at all: nothing learned
     return replace(state, U=U, curvature=memory, last_refit=state.steps)
 

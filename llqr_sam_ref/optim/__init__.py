@@ -1,6 +1,6 @@
 """Optimizers for PyTorch: SAM under any metric, and LLQR, as torch.optim citizens."""
 
-from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.config import ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.optim.batchnorm import frozen_batch_stats
 from llqr_sam_ref.optim.llqr import LLQR
 from llqr_sam_ref.optim.metric import Adaptive, Euclidean, Fisher, Metric, Monge, Preconditioned
@@ -10,8 +10,10 @@ __all__ = [
     "LLQR",
     "SAM",
     "Adaptive",
+    "ClosedForm",
     "Euclidean",
     "Fisher",
+    "InnerLoop",
     "LLQRConfig",
     "Metric",
     "Monge",

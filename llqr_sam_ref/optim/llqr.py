@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.config import InnerLoop, LLQRConfig
 from llqr_sam_ref.optim._model import CopiedLoss, undisturbed, unwrapped
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper
 from llqr_sam_ref.optim.curvature.linearization import Linearization
@@ -41,7 +41,6 @@ from llqr_sam_ref.optim.preconditioner.stack import Preconditioner, make_stacks
 from llqr_sam_ref.optim.probes.batch import Cost, ProbeBatch, draw_uniforms, linearized
 from llqr_sam_ref.optim.step_rule import apply_rule, check_update, move, other_gradients, update_from_zero
 
-FIXED = ("structure", "solver", "positive", "max_side", "wide")
 Probe = Callable[[], tuple[Any, Any]]
 
 
@@ -73,7 +72,7 @@ class LLQR(OptimizerWrapper):
         probe: returns a probe batch (inputs, targets); then due refits happen by themselves, at the first of
             ``perturbed()`` and ``step()``. What random numbers it draws is its own business. Copies leave it behind.
         likelihood: of the labels, where it cannot be inferred from ``loss_fn``.
-        states: costs on intermediate layers' states by module name (solver="inner-loop"): a number s for s I, or a
+        states: costs on intermediate layers' states by module name (with an ``InnerLoop``): a number s for s I, or a
             positive semidefinite matrix.
         process_group: whose ranks share the probe batch; None for all. Copies leave it behind.
 
@@ -118,8 +117,8 @@ class LLQR(OptimizerWrapper):
         self.states = dict(states or {})
         self._config = LLQRConfig() if config is None else _checked_config(config)
         self.likelihood = likelihood
-        if self.states and self._config.solver != "inner-loop":
-            raise ValueError("states needs solver='inner-loop'; the closed form sees gradients only.")
+        if self.states and self._config.closed:
+            raise ValueError("states needs solver=InnerLoop(...); the closed form sees gradients only.")
         if likelihood is None and self._needs_likelihood:
             self.likelihood = infer_likelihood(loss_fn)
         if self._config.acts_on == "update" and isinstance(base, Optimizer):
@@ -138,15 +137,16 @@ class LLQR(OptimizerWrapper):
     def config(self) -> LLQRConfig:
         """What LLQR does; assign ``dataclasses.replace(opt.config, every=100)`` between steps to schedule it.
 
-        What decides which tensors there are (structure, solver, positive, max_side, wide) cannot change.
+        What decides which tensors there are cannot change: structure, the solver's type, positive, max_side, wide.
         """
         return self._config
 
     @config.setter
     def config(self, config: LLQRConfig) -> None:
         config = _checked_config(config)
-        for name in FIXED:
-            now, then = getattr(self._config, name), getattr(config, name)
+        fixed = _fixed(config)
+        for name, now in _fixed(self._config).items():
+            then = fixed[name]
             if now != then:
                 raise ValueError(
                     f"{name}={then!r} cannot replace {now!r} in a running LLQR; build a new one."
@@ -163,7 +163,8 @@ class LLQR(OptimizerWrapper):
 
     @property
     def _needs_likelihood(self) -> bool:
-        fisher = self._config.solver == "inner-loop" and self._config.divergence == "fisher"
+        solver = self._config.solver
+        fisher = isinstance(solver, InnerLoop) and solver.divergence == "fisher"
         return fisher or self._config.probe_vector == "sampled"
 
     def check_group(self, group: Mapping[str, Any]) -> None:
@@ -491,6 +492,17 @@ class LLQR(OptimizerWrapper):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "loss_fn": state["loss_fn"].loss_fn})
+
+
+def _fixed(config: LLQRConfig) -> dict[str, Any]:
+    """What decides which tensors there are."""
+    return {
+        "solver": type(config.solver).__name__,
+        "structure": config.structure,
+        "positive": not isinstance(config.solver, InnerLoop) or config.solver.positive,
+        "max_side": config.max_side,
+        "wide": config.wide,
+    }
 
 
 def _checked_config(config: object) -> LLQRConfig:

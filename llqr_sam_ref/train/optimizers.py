@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llqr_sam_ref.config import LLQRConfig
-from llqr_sam_ref.errors import unknown_name
 from llqr_sam_ref.optim import SAM, Adaptive, Fisher, Metric, Monge
 from llqr_sam_ref.optim.likelihood import Likelihood
 from llqr_sam_ref.optim.llqr import LLQR
@@ -55,14 +53,13 @@ def llqr_config(config: OptimizerConfig) -> LLQRConfig | None:
     settings = parse("llqr", config.llqr)
     if kind is None:
         return None
-    known = [setting.name for setting in dataclasses.fields(LLQRConfig)]
-    for name in settings:
-        if name not in known:
-            raise ValueError(unknown_name("llqr", name, known))
-    if kind == "default":
-        return LLQRConfig(**settings)
-    reported = {"structure": "ekfac", "inner_steps": 25, "inner_lr": 5e-3, "every": 500}
-    return LLQRConfig.published(**(reported if kind == "reported" else {}) | settings)
+    reported = {"structure": "ekfac", "steps": 25, "lr": 5e-3, "every": 500}
+    try:
+        if kind == "default":
+            return LLQRConfig().replace(**settings)
+        return LLQRConfig.published(**(reported if kind == "reported" else {}) | settings)
+    except TypeError as error:
+        raise ValueError(f"llqr: {error}") from error
 
 
 def build_optimizer(

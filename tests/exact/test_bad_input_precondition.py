@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.config import ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.exact import curvature_estimate, probes, relaxation
 from llqr_sam_ref.exact.llqr import HeavyBall, perturbation, refit, start, step_rule, update
 from llqr_sam_ref.exact.preconditioner import identity_preconditioner
@@ -116,14 +116,11 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"bases holds a matrix of shape \(3, 3\)",
     ),
     "config structure": (lambda: LLQRConfig(structure="eckfac"), "structure='eckfac'.*'ekfac'"),
-    "config solver": (lambda: LLQRConfig(solver="cg"), "solver='cg'"),
+    "config solver": (lambda: LLQRConfig().replace(solver="cg"), "solver='cg'"),
     "config every": (lambda: LLQRConfig(every=0), "every=0"),
-    "config damping": (lambda: LLQRConfig(damping=0.0), "damping=0.0"),
+    "config damping": (lambda: ClosedForm(damping=0.0), "damping=0.0"),
     "config nan": (lambda: LLQRConfig.published(damping=float("nan")), "damping=nan"),
-    "config clip": (lambda: LLQRConfig(clip=-1.0), "clip=-1.0"),
-    "newton in closed form": (lambda: LLQRConfig(divergence="newton"), "divergence='newton'.*inner-loop"),
-    "free closed form": (lambda: LLQRConfig(positive=False), "positive=False.*inner-loop"),
-    "relative inner loop": (lambda: LLQRConfig(solver="inner-loop"), "damping_kind='relative'.*'absolute'"),
+    "config clip": (lambda: InnerLoop(clip=-1.0), "clip=-1.0"),
     "momentum": (lambda: HeavyBall(beta=1.0), "beta=1.0"),
     "decay": (lambda: HeavyBall(wd=-0.1), "wd=-0.1"),
     "weights": (lambda: start(CLOSED, np.ones(7), LAYERS), r"w has shape \(7,\)"),

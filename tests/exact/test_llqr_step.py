@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from jaxtyping import Float
 
-from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.config import ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.exact.curvature import fisher, hessian
 from llqr_sam_ref.exact.geometry import ascent_step
 from llqr_sam_ref.exact.llqr import (
@@ -70,9 +69,11 @@ def train(
     for _ in range(steps):
         if refit_due(config, state):
             curvature = None
-            if config.solver == "inner-loop":
+            if isinstance(config.solver, InnerLoop):
                 matrix = (
-                    hessian(NET, state.w, X, Y) if config.divergence == "newton" else fisher(NET, state.w, X)
+                    hessian(NET, state.w, X, Y)
+                    if config.solver.divergence == "newton"
+                    else fisher(NET, state.w, X)
                 )
                 curvature = loss_scale * matrix
             probes = probes_at(config, state.w, rng.random(len(X)), loss_scale)
@@ -177,16 +178,13 @@ def test_the_published_order_of_decay_and_momentum() -> None:
 
 @pytest.mark.parametrize("acts_on", ["update", "gradient"])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("solver", ["closed-form", "inner-loop"])
+@pytest.mark.parametrize(
+    "solver", [ClosedForm(), InnerLoop(damping=0.01, lr=0.05, ema=0.5)], ids=lambda s: type(s).__name__
+)
 def test_every_structure_descends_with_a_positive_preconditioner(
-    name: str, solver: str, acts_on: str
+    name: str, solver: ClosedForm | InnerLoop, acts_on: str
 ) -> None:
-    extra: dict[str, Any] = (
-        {}
-        if solver == "closed-form"
-        else {"damping_kind": "absolute", "damping": 0.01, "inner_lr": 0.05, "ema": 0.5}
-    )
-    config = LLQRConfig(structure=name, solver=solver, acts_on=acts_on, every=5, probes=4, **extra)
+    config = LLQRConfig(structure=name, solver=solver, acts_on=acts_on, every=5, probes=4)
     history = train(config, 20, eta=0.02 if acts_on == "update" else 0.003)
     g = NET.gradient(W, X, Y)
     for state in history:
@@ -199,7 +197,10 @@ def test_every_structure_descends_with_a_positive_preconditioner(
 @pytest.mark.parametrize("divergence", ["fisher", "newton"])
 def test_the_published_inner_loop_runs_on_indefinite_curvature_too(name: str, divergence: str) -> None:
     config = LLQRConfig.published(structure=name, divergence=divergence, every=5)
-    assert (config.reduction, config.ema) == (("mean", 0.9) if divergence == "newton" else ("sum", 0.95))
+    assert isinstance(config.solver, InnerLoop)
+    assert (config.reduction, config.solver.ema) == (
+        ("mean", 0.9) if divergence == "newton" else ("sum", 0.95)
+    )
     base = HeavyBall(nesterov=False)
     history = train(config, 20, eta=0.1, base=base)
     assert np.linalg.eigvalsh(hessian(NET, W, X, Y)).min() < 0
@@ -304,7 +305,7 @@ def test_a_cold_start_forgets_where_U_was() -> None:
     once = refit(cold, start(cold, W, LAYERS), g, 16, F)
     twice = refit(cold, once, g, 16, F)
     np.testing.assert_array_equal(once.U.to_dense(), twice.U.to_dense())
-    warm = replace(cold, warm_start=True)
+    warm = cold.replace(warm_start=True)
     assert np.abs(refit(warm, once, g, 16, F).U.to_dense() - once.U.to_dense()).max() > 1e-6
 
 
@@ -312,7 +313,7 @@ def test_the_guard_is_for_published_scalars_and_diagonals_and_can_be_waived() ->
     g, F = 10 * NET.gradient(W, X, Y), fisher(NET, W, X)
     lowest = {}
     for allowed in (False, True):
-        config = LLQRConfig.published(ema=0.0, inner_lr=0.1, allow_inversion=allowed)
+        config = LLQRConfig.published(ema=0.0, lr=0.1, allow_inversion=allowed)
         state = refit(config, start(config, W, LAYERS), g, 16, F)
         lowest[allowed] = float(np.diag(state.U.to_dense()).min())
     assert lowest[False] == 1e-8
@@ -324,7 +325,10 @@ def test_the_curvature_is_that_of_the_mean_loss_or_n_times_that(rng: np.random.G
     V = rng.standard_normal((4, SIZE))
     for reduction, factor in (("mean", 1.0), ("sum", 16.0)):
         config = LLQRConfig(
-            structure="diagonal", probes=4, reduction=reduction, damping_kind="absolute", damping=0.5
+            structure="diagonal",
+            solver=ClosedForm(damping=0.5, damping_kind="absolute"),
+            probes=4,
+            reduction=reduction,
         )
         state = refit(config, start(config, W, LAYERS), V, 16)
         c = factor * 4 * np.mean(V**2, axis=0)

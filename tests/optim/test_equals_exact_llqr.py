@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llqr_sam_ref.config import CHOICES, LLQRConfig
+from llqr_sam_ref.config import CHOICES, InnerLoop, LLQRConfig
 from llqr_sam_ref.exact import llqr as exact
 from llqr_sam_ref.exact.curvature import fisher, hessian
 from llqr_sam_ref.exact.curvature_estimate import Bases
@@ -49,8 +49,8 @@ def exact_refit(config: LLQRConfig, state: exact.State, uniforms: Array, opt: LL
     sampled = config.probe_vector == "sampled"
     labels = sample_labels(softmax(NET.states(w, X)[-1]), uniforms) if sampled else Y
     probes = micro_batch_gradients(lambda x, y: NET.gradient(w, x, y), X, labels, config.probes)
-    if config.solver == "inner-loop":
-        curvature = hessian(NET, w, X, Y) if config.divergence == "newton" else fisher(NET, w, X)
+    if isinstance(config.solver, InnerLoop):
+        curvature = hessian(NET, w, X, Y) if config.solver.divergence == "newton" else fisher(NET, w, X)
         return exact.refit(config, state, probes, len(X), curvature)
     return exact.refit(config, state, probes, len(X), bases=bases_of(opt))
 
@@ -117,9 +117,7 @@ def test_the_default(structure: str, rho: float) -> None:
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_published(structure: str, divergence: str, rho: float) -> None:
     rate = 2e-2 if divergence == "fisher" else 5e-3  # on an indefinite Hessian U may grow without bound
-    config = LLQRConfig.published(
-        structure=structure, divergence=divergence, every=10, inner_lr=rate, ema=0.5
-    )
+    config = LLQRConfig.published(structure=structure, divergence=divergence, every=10, lr=rate, ema=0.5)
     compare(config, rho, nesterov=False, lr=0.1)
 
 
@@ -145,7 +143,7 @@ CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("settings", "options"), CHANGED.values(), ids=CHANGED)
 def test_the_default_with_one_thing_changed(settings: dict[str, Any], options: dict[str, Any]) -> None:
-    compare(LLQRConfig(**{"every": 2, "probes": 4, **settings}), **options, steps=20)
+    compare(LLQRConfig().replace(**{"every": 2, "probes": 4, **settings}), **options, steps=20)
 
 
 FREE: dict[str, dict[str, Any]] = {
@@ -163,8 +161,8 @@ FREE: dict[str, dict[str, Any]] = {
         "probe_vector": "sampled",
         "positive": True,
     },
-    "inverted": {"inner_lr": 0.5, "ema": 0.0, "allow_inversion": True},
-    "guarded": {"inner_lr": 0.5, "ema": 0.0},
+    "inverted": {"lr": 0.5, "ema": 0.0, "allow_inversion": True},
+    "guarded": {"lr": 0.5, "ema": 0.0},
     "gauss-newton, which is fisher for this loss": {"structure": "ekfac", "divergence": "gauss-newton"},
     "on the update": {"acts_on": "update", "step_rule": "rms"},
 }
@@ -172,7 +170,7 @@ FREE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("settings", FREE.values(), ids=FREE)
 def test_the_published_with_one_thing_changed(settings: dict[str, Any]) -> None:
-    config = LLQRConfig.published(**{"every": 7, "inner_lr": 2e-2, "ema": 0.5, **settings})
+    config = LLQRConfig.published(**{"every": 7, "lr": 2e-2, "ema": 0.5, **settings})
     compare(config, nesterov=False, lr=0.01 if config.acts_on == "update" else 0.1, steps=20)
 
 
@@ -180,7 +178,7 @@ def test_the_published_with_one_thing_changed(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_costs_on_states_are_part_of_G(structure: str, reduction: str) -> None:
     """The exact version is given F + (1/n) sum_i J_i^T S J_i as a matrix, J_i of the hidden layer's states."""
-    config = LLQRConfig.published(structure=structure, reduction=reduction, inner_lr=2e-2, ema=0.5)
+    config = LLQRConfig.published(structure=structure, reduction=reduction, lr=2e-2, ema=0.5)
     root = np.random.default_rng(5).standard_normal((5, 5))
     costs = {"0": 3.0 * np.eye(5), "1": root @ root.T}
     model, loss_fn, x, y = network(), nn.CrossEntropyLoss(), torch.from_numpy(X), torch.from_numpy(Y)

@@ -40,7 +40,7 @@ def flat(tensors: list[Tensor] | list[Tensor | None]) -> Float[np.ndarray, " d"]
 def fitted(name: str, steps: int = 50) -> tuple[nn.Sequential, LLQR]:
     """The published preset after one refit, with the damping of the fixture and no averaging."""
     model = network()
-    config = LLQRConfig.published(structure=STRUCTURES[name], damping=0.01, inner_steps=steps, ema=0.0)
+    config = LLQRConfig.published(structure=STRUCTURES[name], damping=0.01, steps=steps, ema=0.0)
     opt = LLQR(torch.optim.SGD(model.parameters(), lr=1.0), model, nn.CrossEntropyLoss(), config)
     opt.refit(*batch())
     x, y = batch()

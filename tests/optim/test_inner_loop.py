@@ -17,7 +17,7 @@ from llqr_sam_ref.nets import mlp
 from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.likelihood import Categorical
 from llqr_sam_ref.optim.preconditioner.blocks import group_blocks, make_blocks
-from llqr_sam_ref.optim.preconditioner.inner_loop import InnerLoop, KroneckerLoop, PlainLoop, inner_loop
+from llqr_sam_ref.optim.preconditioner.inner_loop import KroneckerLoop, Loop, PlainLoop, inner_loop
 from llqr_sam_ref.optim.structures import STRUCTURES, Factors, make_structure
 from tests.exact import golden
 from tests.optim.test_structure import near_identity, normal
@@ -30,7 +30,7 @@ def curvature(size: int, seed: int = 3) -> Tensor:
     return root @ root.mT / size
 
 
-def run(loop: InnerLoop, G: Tensor, lr: float) -> None:
+def run(loop: Loop, G: Tensor, lr: float) -> None:
     """50 steps on J with a falling learning rate; G acts on each block of a stack alike."""
     shape = loop.structure.shape
     for t in range(STEPS):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from tests.optim._training import backward, same, weights
 
 loss_fn = nn.CrossEntropyLoss()
 DEFAULT = LLQRConfig(every=3, probes=4)
-PUBLISHED = LLQRConfig.published(every=3, inner_lr=0.02, ema=0.5, inner_steps=10)
+PUBLISHED = LLQRConfig.published(every=3, lr=0.02, ema=0.5, steps=10)
 BOTH = pytest.mark.parametrize("config", [DEFAULT, PUBLISHED], ids=["default", "published"])
 STRUCTURES = ("scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac", "dense")
 
@@ -109,7 +108,7 @@ def test_an_overdue_refit_waits_and_nobody_else_does_it() -> None:
 
 
 def test_until_the_first_refit_it_is_the_base_with_the_step_rule() -> None:
-    opt, model = fresh(replace(DEFAULT, step_rule="none")), network()
+    opt, model = fresh(DEFAULT.replace(step_rule="none")), network()
     base = SGD(model.parameters(), lr=0.02, momentum=0.9)
     for t in range(4):
         gradients(opt, t)
@@ -196,7 +195,7 @@ def test_refits_trace_the_model_once() -> None:
 
 def test_labels_are_sampled_anew_at_every_refit_and_the_same_in_every_run() -> None:
     opt, twin = fresh(), fresh()
-    other = fresh(replace(DEFAULT, seed=1))
+    other = fresh(DEFAULT.replace(seed=1))
     found = []
     for _ in range(2):
         for each in (opt, twin, other):
@@ -250,7 +249,7 @@ def test_scaling_U_changes_no_step_of_the_default() -> None:
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_learning_rate_is_the_rms_change_of_a_weight(structure: str) -> None:
-    opt = fresh(replace(DEFAULT, structure=structure))
+    opt = fresh(DEFAULT.replace(structure=structure))
     for t in range(4):
         before = torch.cat([w.reshape(-1) for w in weights(opt.model)])
         after = torch.cat([w.reshape(-1) for w in train(opt, 1, t)])
@@ -517,7 +516,7 @@ def test_wrapped_models_are_found() -> None:
 def test_wide_sides_may_be_cut_into_blocks(structure: str) -> None:
     """In blocks of 3 the sides of 6 get bases of their own; U is 1/(c + mu) there, c the averaged squares."""
     settings: dict[str, Any] = {"damping_kind": "absolute", "damping": 0.1, "max_side": 4, "wide": "blocks"}
-    opt = fresh(replace(DEFAULT, structure=structure, **settings))
+    opt = fresh(DEFAULT.replace(structure=structure, **settings))
     opt.refit(*batch(100))
     for t in (101, 102):
         opt.refit(*batch(t))
@@ -532,7 +531,7 @@ def test_wide_sides_may_be_cut_into_blocks(structure: str) -> None:
     gradients(opt, 0)
     wanted = E @ (D.reshape(-1) * (E.T @ weight.grad.reshape(-1)))
     torch.testing.assert_close(opt.preconditioned_gradients()[2].reshape(-1), wanted)  # type: ignore[union-attr]
-    inner = fresh(replace(PUBLISHED, structure=structure, max_side=4, wide="blocks"))
+    inner = fresh(PUBLISHED.replace(structure=structure, max_side=4, wide="blocks"))
     inner.refit(*batch(100))
     gradients(inner, 0)
     assert all(row.distance > 0 for row in inner.report())
@@ -554,24 +553,24 @@ def test_costs_on_states_enter_the_inner_loop() -> None:
 
 
 def test_period_and_decay_may_be_scheduled() -> None:
-    opt = fresh(replace(DEFAULT, every=2))
+    opt = fresh(DEFAULT.replace(every=2))
     due = []
     for t in range(9):
         if t == 4:
-            opt.config = replace(opt.config, every=4, curvature_ema=0.5)
+            opt.config = opt.config.replace(every=4, curvature_ema=0.5)
         if opt.refit_due:
             due.append(t)
             opt.refit(*batch(100 + t))
         gradients(opt, t)
         opt.step()
     assert due == [0, 2, 4, 8]
-    opt = fresh(replace(DEFAULT, curvature_ema=0.0))
+    opt = fresh(DEFAULT.replace(curvature_ema=0.0))
     opt.refit(*batch(100))
-    opt.config = replace(opt.config, curvature_ema=0.9999)
+    opt.config = opt.config.replace(curvature_ema=0.9999)
     before = opt.own[layer(opt.model, 0).bias]["c"].clone()
     opt.refit(*batch(101))
     after, gain = opt.own[layer(opt.model, 0).bias]["c"], (1 - 0.9999) / (1 - 0.9999**2)
-    other = fresh(replace(DEFAULT, curvature_ema=0.0))
+    other = fresh(DEFAULT.replace(curvature_ema=0.0))
     for t in (100, 101):
         other.refit(*batch(t))
     torch.testing.assert_close(after, torch.lerp(before, other.own[layer(other.model, 0).bias]["c"], gain))
@@ -581,10 +580,10 @@ def test_the_average_of_the_inner_loop_may_be_scheduled() -> None:
     """With ema gamma the stored array moves (1 - gamma) of the way to where the loop ended."""
     found = []
     for ema in (0.0, 0.75, 1.0):
-        opt = fresh(replace(PUBLISHED, ema=0.0))
+        opt = fresh(PUBLISHED.replace(ema=0.0))
         opt.refit(*batch(100))
         start = opt.own[layer(opt.model, 0).bias]["d"].clone()
-        opt.config = replace(opt.config, ema=ema)
+        opt.config = opt.config.replace(ema=ema)
         opt.refit(*batch(101))
         found.append(opt.own[layer(opt.model, 0).bias]["d"] - start)
     torch.testing.assert_close(found[1], 0.25 * found[0], rtol=1e-12, atol=1e-14)
@@ -645,7 +644,8 @@ def test_saved_entries_are_views_of_what_the_step_uses() -> None:
 def test_the_report_agrees_with_dense_matrices(
     config: LLQRConfig, structure: str, max_side: int | None, wide: str
 ) -> None:
-    opt = fresh(replace(config, structure=structure, max_side=max_side, wide=wide, inner_lr=0.05))
+    rate = {} if config.closed else {"lr": 0.05}
+    opt = fresh(config.replace(structure=structure, max_side=max_side, wide=wide, **rate))
     for t in range(2):
         opt.refit(*batch(100 + t))
     gradients(opt, 0)
@@ -666,16 +666,14 @@ def test_the_report_agrees_with_dense_matrices(
 
 
 def test_the_report_counts_clips_and_survives_zero_gradients() -> None:
-    opt = fresh(replace(PUBLISHED, clip=1e-6))
+    opt = fresh(PUBLISHED.replace(clip=1e-6))
     opt.refit(*batch(100))
     assert [row.clip_hits for row in opt.report()] == [{"d": 10}, {"d": 10}]
     assert all((row.descent, row.stretch, row.cosine) == (0, 0, 0) for row in opt.report())
 
 
 def test_the_held_out_gain_tells_a_good_U_from_a_bad_one() -> None:
-    opt = fresh(
-        replace(PUBLISHED, structure="dense", inner_lr=0.05, inner_steps=200, ema=0.0, reduction="mean")
-    )
+    opt = fresh(PUBLISHED.replace(structure="dense", lr=0.05, steps=200, ema=0.0, reduction="mean"))
     x, y = batch(100)
     assert opt.quadratic_gain(x, y) == pytest.approx(1.0, rel=1e-12)
     opt.refit(x, y)

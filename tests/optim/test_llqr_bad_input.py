@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, LBFGS, SGD, Adafactor, Adagrad, AdamW, Optimizer, RMSprop
 
-from llqr_sam_ref import LLQR, SAM, LLQRConfig
+from llqr_sam_ref import LLQR, SAM, InnerLoop, LLQRConfig
 from tests.optim._training import backward, same, weights
 
 NAN = float("nan")
@@ -45,8 +45,11 @@ def unknown_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "structure": ({"structure": "kroneker"}, "structure='kroneker' .* did you mean 'kronecker'"),
-    "divergence": ({"divergence": "fischer"}, "divergence='fischer' .* did you mean 'fisher'"),
-    "solver": ({"solver": "closed_form"}, "solver='closed_form' .* did you mean 'closed-form'"),
+    "solver": ({"solver": "closed_form"}, r"solver='closed_form' is not a solver; .*ClosedForm\(\)"),
+    "solver of old": (
+        {"solver": "inner-loop"},
+        r"solver='inner-loop' is not a solver; pass solver=InnerLoop\(\)",
+    ),
     "probe_vector": ({"probe_vector": "sample"}, "probe_vector='sample' .* did you mean 'sampled'"),
     "acts_on": ({"acts_on": "updates"}, "acts_on='updates' .* did you mean 'update'"),
     "step_rule": ({"step_rule": "rmsprop"}, "step_rule='rmsprop' .* did you mean 'rms'"),
@@ -61,23 +64,80 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "basis_ema": ({"basis_ema": NAN}, "basis_ema=nan"),
     "max_side": ({"max_side": -1}, "max_side=-1 .* at least 0"),
     "seed": ({"seed": -1}, "seed=-1"),
+}
+FREE_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "divergence": ({"divergence": "fischer"}, "divergence='fischer' .* did you mean 'fisher'"),
+    "damping": ({"damping": -0.1}, r"damping=-0\.1"),
+    "steps": ({"steps": 0.5}, r"steps=0\.5 .* integer"),
     "clip": ({"clip": 0.0}, r"clip=0\.0"),
     "ema": ({"ema": 1.1}, r"ema=1\.1 .* \[0, 1\]"),
-    "inner_lr": ({"inner_lr": -1.0}, r"inner_lr=-1\.0"),
-    "inner_momentum": ({"inner_momentum": 1.0}, r"inner_momentum=1\.0"),
-    "Newton in closed form": (
-        {"divergence": "newton"},
-        "divergence='newton' has no closed form; .*inner-loop",
+    "lr": ({"lr": -1.0}, r"lr=-1\.0"),
+    "momentum": ({"momentum": 1.0}, r"momentum=1\.0"),
+    "nothing to allow": (
+        {"positive": True, "allow_inversion": True},
+        "allow_inversion=True is not read with positive=True",
     ),
-    "free closed form": ({"positive": False}, "positive=False .* closed form .*inner-loop"),
-    "relative damping in the inner loop": ({"solver": "inner-loop"}, "damping_kind='relative' .*='absolute'"),
 }
 
 
 @pytest.mark.parametrize(("settings", "message"), SETTINGS.values(), ids=SETTINGS)
 def test_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LLQRConfig(**settings)
+        LLQRConfig().replace(**settings)
+
+
+@pytest.mark.parametrize(("settings", "message"), FREE_SETTINGS.values(), ids=FREE_SETTINGS)
+def test_settings_of_the_inner_loop(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LLQRConfig.published(**settings)
+
+
+# A setting is written where it is read; a setting that nothing would read cannot be written at all.
+ELSEWHERE: dict[str, tuple[Callable[[], object], str]] = {
+    "damping": (
+        lambda: LLQRConfig(damping=0.1),  # type: ignore[call-arg]
+        r"damping=0\.1 is a setting of the solver; write solver=ClosedForm\(damping=0\.1\)",
+    ),
+    "damping of the inner loop": (
+        lambda: LLQRConfig(solver=InnerLoop(), damping=0.1),  # type: ignore[call-arg]
+        r"write solver=InnerLoop\(damping=0\.1\)",
+    ),
+    "renamed": (
+        lambda: LLQRConfig(inner_steps=3),  # type: ignore[call-arg]
+        r"inner_steps=3 is a setting of the solver; write solver=InnerLoop\(steps=3\)",
+    ),
+    "renamed, in published": (
+        lambda: LLQRConfig.published(inner_lr=0.1),
+        r"inner_lr=0\.1 is a setting of the solver; write solver=InnerLoop\(lr=0\.1\)",
+    ),
+    "Newton in closed form": (
+        lambda: LLQRConfig(divergence="newton"),  # type: ignore[call-arg]
+        r"write solver=InnerLoop\(divergence='newton'\)",
+    ),
+    "free closed form": (
+        lambda: LLQRConfig().replace(positive=False),
+        "positive=False is read by InnerLoop only, and solver is ClosedForm",
+    ),
+    "relative damping in the inner loop": (
+        lambda: LLQRConfig.published(damping_kind="relative"),
+        "damping_kind='relative' is read by ClosedForm only, and solver is InnerLoop",
+    ),
+    "dataclasses.replace": (
+        lambda: replace(LLQRConfig(), basis_every=2),  # type: ignore[call-arg]
+        r"write solver=ClosedForm\(basis_every=2\)",
+    ),
+    "misspelled": (lambda: LLQRConfig(evry=3), "setting='evry' is unknown; did you mean 'every'"),  # type: ignore[call-arg]
+    "misspelled, of the solver": (
+        lambda: LLQRConfig().replace(dampin=0.1),
+        "setting='dampin' is unknown; did you mean 'damping'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "message"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_settings_that_are_not_read_here(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        build()
 
 
 CONSTRUCTION: dict[str, tuple[Callable[[Model], object], str]] = {
@@ -93,7 +153,10 @@ CONSTRUCTION: dict[str, tuple[Callable[[Model], object], str]] = {
     ),
     "config": (lambda m: llqr(m, "published"), "config='published' is not an LLQRConfig"),  # type: ignore[arg-type]
     "probe": (lambda m: llqr(m, probe=batch()), "probe is a tuple; pass a function"),
-    "states in closed form": (lambda m: llqr(m, states={"0": 1.0}), "states needs solver='inner-loop'"),
+    "states in closed form": (
+        lambda m: llqr(m, states={"0": 1.0}),
+        r"states needs solver=InnerLoop\(\.\.\.\)",
+    ),
     "around SAM": (lambda m: LLQR(SAM(sgd(m)), m, loss_fn), r"base is a SAM; .*SAM\(LLQR\(optimizer"),
     "around LLQR": (lambda m: LLQR(llqr(m), m, loss_fn), "base is a LLQR"),
     "base class": (lambda m: LLQR(SGD, m, loss_fn), "base.*pass an instance"),  # type: ignore[arg-type]

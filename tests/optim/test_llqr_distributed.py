@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -28,18 +27,18 @@ from tests.optim._ranks import run_on_ranks
 from tests.optim._training import backward, same
 
 STEPS = 6
-DEFAULT = LLQRConfig(every=2, probes=4, basis_every=2)
-INNER = LLQRConfig.published(every=2, structure="kronecker", inner_lr=0.02, ema=0.5, inner_steps=10)
+DEFAULT = LLQRConfig().replace(every=2, probes=4, basis_every=2)
+INNER = LLQRConfig.published(every=2, structure="kronecker", lr=0.02, ema=0.5, steps=10)
 CONFIGS: dict[str, LLQRConfig] = {
     "default": DEFAULT,
     # (A single probe leaves eigenvalues of zero, whose eigenvectors are anybody's.)
-    "default, one probe, no bases": replace(DEFAULT, probes=1, max_side=0),
-    "default, summed, absolute": replace(DEFAULT, reduction="sum", damping_kind="absolute", damping=3.0),
-    "default, true labels": replace(DEFAULT, probe_vector="gradient"),
-    "dense": replace(DEFAULT, structure="dense"),
-    "published": LLQRConfig.published(every=2, inner_lr=0.02, ema=0.5),
-    "published, newton": LLQRConfig.published(every=2, divergence="newton", inner_lr=0.02),
-    "inner loop, four probes": replace(INNER, probes=4, probe_vector="sampled"),
+    "default, one probe, no bases": DEFAULT.replace(probes=1, max_side=0),
+    "default, summed, absolute": DEFAULT.replace(reduction="sum", damping_kind="absolute", damping=3.0),
+    "default, true labels": DEFAULT.replace(probe_vector="gradient"),
+    "dense": DEFAULT.replace(structure="dense"),
+    "published": LLQRConfig.published(every=2, lr=0.02, ema=0.5),
+    "published, newton": LLQRConfig.published(every=2, divergence="newton", lr=0.02),
+    "inner loop, four probes": INNER.replace(probes=4, probe_vector="sampled"),
 }
 
 
@@ -113,9 +112,9 @@ def on_a_rank(rank: int) -> dict[str, Any]:
             found[f"{name}, {rho}"] = path, stored
     wrongs = (three_probes, unequal_shares, sharded_default, sharded_published, sharded_gain)
     found["errors"] = [error_of(rank, wrong) for wrong in wrongs]
-    config = replace(DEFAULT, structure="diagonal")
+    config = DEFAULT.replace(structure="diagonal")
     for name, changes in SHARDED.items():
-        opt, path = train(sharded(), replace(config, **changes), 0.1, half(rank))
+        opt, path = train(sharded(), config.replace(**changes), 0.1, half(rank))
         entries = next(iter(opt.own.values()))
         found[f"sharded, {name}"] = path, tuple(entries["d"].shape), type(entries["d"]).__name__
     found["sharded gradients"] = gradients_stay(rank)
@@ -139,7 +138,7 @@ def gradients_stay(rank: int) -> bool:
     """A refit of a sharded model leaves the gradients that are there."""
     model = sharded()
     opt = LLQR(
-        SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), replace(DEFAULT, structure="diagonal")
+        SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), DEFAULT.replace(structure="diagonal")
     )
     x, y = map(half(rank), batch(0))
     backward(nn.functional.cross_entropy(model(x), y))
@@ -161,7 +160,7 @@ def autocast_stays_out(rank: int) -> bool:
             SGD(model.parameters(), lr=0.1),
             model,
             nn.CrossEntropyLoss(),
-            replace(DEFAULT, structure="diagonal"),
+            DEFAULT.replace(structure="diagonal"),
         )
         x, y = map(half(rank), batch(0))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -172,7 +171,7 @@ def autocast_stays_out(rank: int) -> bool:
 
 def sharded_resume(rank: int, *, full: bool | None) -> bool:
     """What is saved of a sharded U is sharded too (or gathered, ``full``), and goes on where it was."""
-    config = replace(DEFAULT, structure="diagonal")
+    config = DEFAULT.replace(structure="diagonal")
     model = sharded()
     opt, _ = train(model, config, 0.0, half(rank))
     twin = sharded()
@@ -198,7 +197,7 @@ def sharded_resume(rank: int, *, full: bool | None) -> bool:
 
 def sharded_report(rank: int) -> list[BlockReport]:
     """A report on a model of which every rank has half, the last bias cut into 2 + 1."""
-    opt, _ = train(sharded(), replace(DEFAULT, structure="diagonal"), 0.0, half(rank))
+    opt, _ = train(sharded(), DEFAULT.replace(structure="diagonal"), 0.0, half(rank))
     x, y = map(half(rank), batch(0))
     opt.zero_grad()
     backward(nn.functional.cross_entropy(opt.model(x), y))
@@ -221,7 +220,7 @@ def bases_of_the_first(rank: int) -> list[Tensor]:
 
 def three_probes(rank: int) -> None:
     model = network()
-    LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), replace(DEFAULT, probes=3)).refit(
+    LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), DEFAULT.replace(probes=3)).refit(
         *batch(0)
     )
 
@@ -245,7 +244,7 @@ def sharded_published(rank: int) -> None:
 
 def sharded_gain(rank: int) -> None:
     model = sharded()
-    config = replace(DEFAULT, structure="diagonal")
+    config = DEFAULT.replace(structure="diagonal")
     opt = LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), config)
     opt.quadratic_gain(*map(half(rank), batch(0)))
 
@@ -289,7 +288,7 @@ def interleaved_uniforms(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("interleaved_uniforms")
 @pytest.mark.parametrize("name", SHARDED)
 def test_sharded_ranks_equal_one(name: str, two: list[dict[str, Any]]) -> None:
-    config = replace(DEFAULT, structure="diagonal", **SHARDED[name])
+    config = DEFAULT.replace(structure="diagonal", **SHARDED[name])
     _, expected = train(network(), config, 0.1, interleaved)
     for results in two:
         path, shape, kind = results[f"sharded, {name}"]
@@ -306,7 +305,7 @@ def test_sharded_refits_leave_the_gradients_and_resume(two: list[dict[str, Any]]
 
 @pytest.mark.usefixtures("interleaved_uniforms")
 def test_a_sharded_report_is_that_of_the_whole(two: list[dict[str, Any]]) -> None:
-    opt, _ = train(network(), replace(DEFAULT, structure="diagonal"), 0.0, interleaved)
+    opt, _ = train(network(), DEFAULT.replace(structure="diagonal"), 0.0, interleaved)
     x, y = batch(0)
     opt.zero_grad()
     backward(nn.functional.cross_entropy(opt.model(x), y))
@@ -328,8 +327,8 @@ def test_what_cannot_be_shared_says_so(two: list[dict[str, Any]]) -> None:
         assert "probes=3 micro-batches cannot be shared at world size 2; choose a multiple, or 1" in probes
         assert "the number of probe examples differs between the ranks: [8, 4]" in shares
         assert "structure='ekfac'" in sharding
-        assert "use structure='diagonal' with solver='closed-form'" in sharding
-        assert "structure='diagonal' with solver='inner-loop' needs whole ones" in inner
+        assert "use structure='diagonal' with solver=ClosedForm(...)" in sharding
+        assert "structure='diagonal' with solver=InnerLoop needs whole ones" in inner
         assert "quadratic_gain() needs whole parameters" in gain
 
 

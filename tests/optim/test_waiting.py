@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llqr_sam_ref import LLQR, SAM, Adaptive, Fisher, LLQRConfig, Monge
 from llqr_sam_ref.optim.preconditioner import refit
-from llqr_sam_ref.optim.preconditioner.inner_loop import InnerLoop, KroneckerLoop, PlainLoop, inner_loop
+from llqr_sam_ref.optim.preconditioner.inner_loop import KroneckerLoop, Loop, PlainLoop, inner_loop
 from llqr_sam_ref.optim.structures import STRUCTURES, make_structure
 from tests.optim._training import backward
 
@@ -117,7 +117,7 @@ def test_the_inner_loop_waits_for_nobody(
         found.append(seen)
 
     monkeypatch.setattr(refit, "refit_inner_loop", watched)
-    config = LLQRConfig.published(structure=structure, inner_steps=3, **options)
+    config = LLQRConfig.published(structure=structure, steps=3, **options)
     LLQR(SGD(model.parameters(), lr=0.1), model, loss_fn, config).refit(*batch())
     assert [seen.waited for seen in found] == [[]]
     assert found[0].operations.total() > 100
@@ -193,7 +193,7 @@ def test_no_tensor_as_large_as_the_large_factor_is_made_in_the_loop(
     structure = make_structure("kronecker", shape)
     arrays, X = structure.identity((2,), torch.float64), torch.randn(2, *shape, dtype=torch.float64)
 
-    def largest(loop: InnerLoop) -> int:
+    def largest(loop: Loop) -> int:
         with watch() as seen:
             for _ in range(3):
                 loop.step(0.5 * loop.apply() - X, 1e-3)

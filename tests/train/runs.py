@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
     "precision": "float64",
 }
 # Shorter periods than a real run's, so that a few steps see several refits.
-QUICK = {"llqr": ("every=2", "basis_every=2"), "llqr-published": ("every=2", "inner_steps=3")}
+QUICK = {"llqr": ("every=2", "basis_every=2"), "llqr-published": ("every=2", "steps=3")}
 
 
 def small(optimizer: str = "sgd", base: str | None = None, **settings: Any) -> TrainConfig:

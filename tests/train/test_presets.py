@@ -102,8 +102,8 @@ def test_published_numbers(preset: str) -> None:
 def test_reported_numbers_differ_where_reports_differ() -> None:
     cifar = llqr_config(configured("resnet18-cifar10", "llqr-reported").optimizer)
     imagenet = llqr_config(configured("resnet50-imagenet", "llqr-reported").optimizer)
-    assert cifar == LLQRConfig.published(structure="ekfac", inner_steps=25, inner_lr=5e-3, every=500)
-    assert imagenet == LLQRConfig.published(structure="ekfac", inner_steps=25, inner_lr=5e-3, every=1500)
+    assert cifar == LLQRConfig.published(structure="ekfac", steps=25, lr=5e-3, every=500)
+    assert imagenet == LLQRConfig.published(structure="ekfac", steps=25, lr=5e-3, every=1500)
 
 
 def test_imagenet_rises_for_a_twentieth_of_the_run() -> None:

@@ -51,8 +51,8 @@ def check_entries(
     if found != wanted:
         raise ValueError(
             f"state_dict has {found} for a parameter of shape {tuple(parameter.shape)}, but "
-            f"structure={config.structure!r} with solver={config.solver!r} keeps {wanted}; build LLQR with the "
-            "configuration it was saved with."
+            f"structure={config.structure!r} with solver={type(config.solver).__name__} keeps {wanted}; build "
+            "LLQR with the configuration it was saved with."
         )
 
 

@@ -23,7 +23,7 @@ from llqr_sam_ref.errors import check_number
 from llqr_sam_ref.optim.structures import Factors, Kronecker, Structure
 
 
-class InnerLoop(ABC):
+class Loop(ABC):
     """One refit of one block, or of a stack of equal blocks (first axis).
 
     Args:
@@ -84,7 +84,7 @@ class InnerLoop(ABC):
         return self.clip / norm.clamp_min(self.clip)
 
 
-class PlainLoop(InnerLoop):
+class PlainLoop(Loop):
     """The loop as it is written, for any structure.
 
     Source: LLQR, arXiv 2605.04230; the book, thm-relaxed-gradients.
@@ -153,7 +153,7 @@ class AveragedLoop(PlainLoop):
         return {name: array.unsqueeze(1) for name, array in self._current.items()}
 
 
-class KroneckerLoop(InnerLoop):
+class KroneckerLoop(Loop):
     """The same loop for S = Psi X Phi^T that never touches the larger factor.
 
     Inside, the larger side is on the left: S = A X B^T, or its transpose S^T = A X^T B^T.
@@ -219,7 +219,7 @@ class KroneckerLoop(InnerLoop):
 
 def inner_loop(
     structure: Structure, arrays: Factors, X: Tensor, *, momentum: float = 0.9, clip: float | None = 5.0
-) -> InnerLoop:
+) -> Loop:
     """The cheaper of the two loops; they agree to rounding.
 
     Args:

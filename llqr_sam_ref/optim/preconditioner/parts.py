@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llqr_sam_ref.config import CHOICES, LLQRConfig
+from llqr_sam_ref.config import CHOICES, InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import unknown_name
 from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors
 from llqr_sam_ref.optim.preconditioner.blocks import Block, matrix_shape
@@ -50,10 +50,10 @@ def check_learnable(group: Mapping[str, Any], owned: Iterable[Tensor], config: L
                 f"parameter {index} of shape {tuple(parameter.shape)} does not belong to model; give its group "
                 "structure='identity', or pass the model that owns it."
             )
-        if is_sharded(parameter) and (kind != "diagonal" or config.solver != "closed-form"):
+        if is_sharded(parameter) and (kind != "diagonal" or not config.closed):
             raise ValueError(
-                f"parameter {index} is sharded, and structure={kind!r} with solver={config.solver!r} needs whole "
-                "ones; use structure='diagonal' with solver='closed-form'."
+                f"parameter {index} is sharded, and structure={kind!r} with solver={type(config.solver).__name__} "
+                "needs whole ones; use structure='diagonal' with solver=ClosedForm(...)."
             )
 
 
@@ -101,7 +101,7 @@ def make_parts(
     Returns:
         The blocks; parameters with structure="identity" have none, nor have layers that are frozen.
     """
-    closed = config.solver == "closed-form"
+    closed = config.closed
     together: dict[tuple[str, str], list[Tensor]] = {}
     for group in groups:
         kind = group["structure"] or config.structure
@@ -121,7 +121,7 @@ def make_parts(
         structure = make_structure(
             "separable-ekfac" if closed and kind == "kronecker" else kind,
             shape,
-            positive=config.positive and not closed,
+            positive=isinstance(config.solver, InnerLoop) and config.solver.positive,
             max_side=config.max_side,
             wide=config.wide,
         )

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.config import InnerLoop, LLQRConfig
 from llqr_sam_ref.optim.curvature.functional import PureModule, isolated
 from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.distributed.ranks import Ranks
@@ -166,12 +166,13 @@ class ProbeBatch:
         return V, terms
 
     def product(
-        self, config: LLQRConfig, linearization: Linearization, terms: float
+        self, config: LLQRConfig, solver: InnerLoop, linearization: Linearization, terms: float
     ) -> Callable[[Vector], Vector]:
         """The product v -> G v on the whole batch, the same on all ranks.
 
         Args:
-            config: which G, and in which units: of the mean loss, or times the number of terms.
+            config: in which units G is: of the mean loss, or times the number of terms.
+            solver: which G.
             linearization: at this share of the batch.
             terms: in this share.
 
@@ -188,7 +189,7 @@ class ProbeBatch:
         still = {name: torch.zeros_like(g) for name, g in linearization.gradient().items()}
 
         def multiply(v: Vector) -> Vector:
-            found = take[config.divergence]({**still, **v})
+            found = take[solver.divergence]({**still, **v})
             parts = self.ranks.mean([found[name] for name in v])
             return {name: factor * part for name, part in zip(v, parts, strict=True)}
 
