@@ -36,8 +36,8 @@ from llqr_sam_ref import LLQR, SAM, LLQRConfig, Monge, frozen_batch_stats
 from llqr_sam_ref.config import CHOICES, ClosedForm, InnerLoop
 from llqr_sam_ref.exact import lqr
 from llqr_sam_ref.nets.resnet import BasicBlock, ResNet, resnet18
+from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.curvature.linearization import Linearization
-from llqr_sam_ref.optim.preconditioner.blocks import Vector
 
 Batch = tuple[Tensor, Tensor]
 Rows = list[dict[str, Any]]

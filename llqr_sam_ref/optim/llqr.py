@@ -33,12 +33,12 @@ from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors, match_sharding, widen
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
 from llqr_sam_ref.optim.metric import Preconditioned
+from llqr_sam_ref.optim.preconditioner.blocks import Block, check_learnable, make_blocks
 from llqr_sam_ref.optim.preconditioner.checkpoint import check_complete, check_entries, check_groups
-from llqr_sam_ref.optim.preconditioner.parts import Part, check_learnable, make_parts
 from llqr_sam_ref.optim.preconditioner.refit import learn
 from llqr_sam_ref.optim.preconditioner.report import BlockReport, quadratic_gain, report_blocks
 from llqr_sam_ref.optim.preconditioner.stack import Preconditioner, make_stacks
-from llqr_sam_ref.optim.probes.batch import Cost, ProbeBatch, draw_uniforms, linearized
+from llqr_sam_ref.optim.probes.batch import ProbeBatch, StateCost, draw_uniforms, linearized
 from llqr_sam_ref.optim.step_rule import apply_rule, check_update, move, other_gradients, update_from_zero
 
 Probe = Callable[[], tuple[Any, Any]]
@@ -94,7 +94,7 @@ class LLQR(OptimizerWrapper):
         *,
         probe: Probe | None = None,
         likelihood: Likelihood | None = None,
-        states: Mapping[str, Cost] | None = None,
+        states: Mapping[str, StateCost] | None = None,
         process_group: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -427,7 +427,7 @@ class LLQR(OptimizerWrapper):
         """U, with all its tensors allocated: kept until a parameter comes, goes, or is frozen."""
         signature = (id(self.own), *self._kinds())
         if self._learned is None or self._signature != signature:
-            self._learned = Preconditioner(make_stacks(self._parts(), self.own), self._names())
+            self._learned = Preconditioner(make_stacks(self._blocks(), self.own), self._names())
             self._signature = signature
         return self._learned
 
@@ -440,8 +440,8 @@ class LLQR(OptimizerWrapper):
     def _names(self) -> dict[Tensor, str]:
         return {parameter: name for name, parameter in self.model.named_parameters()}
 
-    def _parts(self) -> list[Part]:
-        return make_parts(self.param_groups, self._names(), self._config)
+    def _blocks(self) -> list[Block]:
+        return make_blocks(self.param_groups, self._names(), self._config)
 
     # Saving and copying.
 
@@ -456,7 +456,7 @@ class LLQR(OptimizerWrapper):
         """
         groups = state_dict.get("param_groups", ())
         check_groups(groups, self.param_groups)
-        self._expected = {part.parameters[0]: part.saved_shapes() for part in self._parts()}
+        self._expected = {block.head: block.saved_shapes() for block in self._blocks()}
         try:
             if any(int(group.get("llqr_refits", 0)) for group in groups):
                 keys = [key for group in groups for key in group["params"]]

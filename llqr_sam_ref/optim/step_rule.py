@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from llqr_sam_ref.optim.distributed.shards import Tensors, inner_products, is_sharded, widen
-from llqr_sam_ref.optim.preconditioner.stack import placed_as
+from llqr_sam_ref.optim.distributed.shards import Tensors, inner_products, is_sharded, placed_as, widen
 
 
 def apply_rule(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.exact.preconditioner import Block as ExactBlock
 from llqr_sam_ref.exact.preconditioner import Preconditioner
 from llqr_sam_ref.exact.relaxation import inner_loop as exact_inner_loop
@@ -16,8 +17,9 @@ from llqr_sam_ref.exact.structures import structure_for
 from llqr_sam_ref.nets import mlp
 from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.likelihood import Categorical
-from llqr_sam_ref.optim.preconditioner.blocks import group_blocks, make_blocks
+from llqr_sam_ref.optim.preconditioner.blocks import make_blocks
 from llqr_sam_ref.optim.preconditioner.inner_loop import KroneckerLoop, Loop, PlainLoop, inner_loop
+from llqr_sam_ref.optim.preconditioner.stack import make_stacks
 from llqr_sam_ref.optim.structures import STRUCTURES, Factors, make_structure
 from tests.exact import golden
 from tests.optim.test_structure import near_identity, normal
@@ -135,24 +137,23 @@ def test_fifty_steps_reproduce_the_authors_numbers(name: str, published: str) ->
     x, y = torch.from_numpy(numbers["x"]), torch.from_numpy(numbers["y"]).long()
     lin = Linearization(net, torch.nn.CrossEntropyLoss(), x, y, likelihood=Categorical())
     g = lin.gradient()
-    groups = group_blocks(make_blocks(net, name, grouping="layer"))
-    loops = []
-    for group in groups:
-        start = group.structure.identity((len(group.blocks),), torch.float64)
-        loops.append(inner_loop(group.structure, start, group.gather(g)))
+    names: dict[Tensor, str] = {p: parameter for parameter, p in net.named_parameters()}
+    groups = [{"params": list(names), "structure": None}]
+    stacks = make_stacks(make_blocks(groups, names, LLQRConfig.published(structure=name)), {})
+    loops = [inner_loop(stack.structure, stack.arrays, stack.gather(g)) for stack in stacks]
     prefix = f"B_tanh/{published}/ngd/lam0.01"
     s: dict[str, Tensor] = {}
     for step in range(51):
-        for group, loop in zip(groups, loops, strict=True):
-            s.update(group.scatter(loop.apply()))
+        for stack, loop in zip(stacks, loops, strict=True):
+            s.update(stack.scatter(loop.apply()))
         if step in (1, 50):
             Ug = [torch.cat((s[f"{i}.bias"], s[f"{i}.weight"].T.reshape(-1))) for i in (1, 3, 5)]
             np.testing.assert_allclose(
                 torch.cat(Ug), numbers[f"{prefix}/steps{step}/Ug"], rtol=1e-9, atol=1e-12
             )
         curved = lin.fisher(s, "sum")
-        for group, loop in zip(groups, loops, strict=True):
-            loop.step(group.gather(curved) + 0.01 * loop.apply() - loop.X, 1e-3)
+        for stack, loop in zip(stacks, loops, strict=True):
+            loop.step(stack.gather(curved) + 0.01 * loop.apply() - loop.X, 1e-3)
 
 
 def test_bad_settings_are_named() -> None:

@@ -653,9 +653,7 @@ def test_the_report_agrees_with_dense_matrices(
     gradient = {name: p.grad for name, p in opt.model.named_parameters() if p.grad is not None}
     for stack in opt._preconditioner().stacks:
         dense = stack.structure.to_dense(stack.arrays)
-        for U, block in zip(
-            dense.expand(len(stack.heads), *dense.shape[-2:]), stack.group.blocks, strict=True
-        ):
+        for U, block in zip(dense.expand(len(stack.heads), *dense.shape[-2:]), stack.blocks, strict=True):
             row, g = report.pop(block.name), block.gather(gradient).reshape(-1)
             assert row.distance == pytest.approx(float((U - torch.eye(len(U))).norm()), rel=1e-10, abs=1e-12)
             assert row.descent == pytest.approx(float(g @ U @ g), rel=1e-10)

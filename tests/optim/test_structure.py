@@ -144,3 +144,26 @@ def test_bad_structures_are_named() -> None:
         make_structure("ekfac", (3, 4), max_side=-1)
     with pytest.raises(ValueError, match="two sides"):
         STRUCTURES["ekfac"]((3,))
+
+
+@pytest.mark.parametrize("structure", every_structure(), ids=str)
+def test_the_distance_to_the_identity_is_that_of_the_dense_matrix(structure: Structure) -> None:
+    """Also for a U so close to I that squaring U first would lose every digit."""
+    for scale in (1.0, 1e-9):
+        start = structure.identity((2,), torch.float64)
+        arrays = {n: torch.lerp(start[n], a, scale) for n, a in near_identity(structure, (2,)).items()}
+        off = structure.to_dense(arrays) - torch.eye(structure.size, dtype=torch.float64)
+        square = structure.squared_distance_to_identity(arrays)
+        expected = off.square().flatten(-2).sum(-1)
+        assert torch.allclose(square, expected, rtol=1e-6 if scale < 1 else 1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("structure", every_structure(), ids=str)
+def test_the_dense_matrix_has_the_precision_and_device_of_what_is_stored(
+    structure: Structure, dtype: torch.dtype
+) -> None:
+    arrays = structure.identity((), dtype, "meta")
+    U = structure.to_dense(arrays)
+    assert not arrays or (U.dtype, U.device.type) == (dtype, "meta")
+    assert U.shape == (structure.size, structure.size)

@@ -17,7 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llqr_sam_ref import LLQR, SAM, Adaptive, Fisher, LLQRConfig, Monge
 from llqr_sam_ref.optim.preconditioner import refit
-from llqr_sam_ref.optim.preconditioner.inner_loop import KroneckerLoop, Loop, PlainLoop, inner_loop
+from llqr_sam_ref.optim.preconditioner.inner_loop import (
+    KroneckerLoop,
+    Loop,
+    PlainLoop,
+    inner_loop,
+    refit_inner_loop,
+)
 from llqr_sam_ref.optim.structures import STRUCTURES, make_structure
 from tests.optim._training import backward
 
@@ -109,7 +115,7 @@ def test_the_inner_loop_waits_for_nobody(
     watch: Callable[[], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, loop, found = network((4, 5, 3)), refit.refit_inner_loop, []
+    model, loop, found = network((4, 5, 3)), refit_inner_loop, []
 
     def watched(*given: Any) -> None:
         with watch() as seen:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.utils import _pytree as pytree
+
+Nest = TypeVar("Nest")
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class Ranks:
             return cls()
         return cls(group, dist.get_rank(group), dist.get_world_size(group))
 
-    def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The mean of every tensor over the ranks, bitwise the same on all of them."""
+    def mean(self, tensors: Nest) -> Nest:
+        """The mean of every tensor in lists and dicts over the ranks, bitwise the same on all of them."""
         if self.world_size == 1:
-            return list(tensors)
+            return tensors
 
         def average(flat: Tensor) -> None:
             dist.all_reduce(flat, group=self.group)
@@ -43,10 +46,10 @@ class Ranks:
 
         return _together(tensors, average)
 
-    def broadcast(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors as rank 0 has them."""
+    def broadcast(self, tensors: Nest) -> Nest:
+        """The tensors in lists and dicts as rank 0 has them."""
         if self.world_size == 1:
-            return list(tensors)
+            return tensors
         source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
         return _together(tensors, lambda flat: dist.broadcast(flat, source, group=self.group))
 
@@ -76,16 +79,18 @@ class Ranks:
             raise ValueError(f"{what} differs between the ranks: {values}; give all of them equal shares.")
 
 
-def _together(tensors: Sequence[Tensor], communicate: Callable[[Tensor], object]) -> list[Tensor]:
+def _together(nest: Nest, communicate: Callable[[Tensor], object]) -> Nest:
     """One message for all tensors of a type and device."""
-    result = list(tensors)
+    tensors, layout = pytree.tree_flatten(nest)
     alike: dict[object, list[int]] = {}
     for index, tensor in enumerate(tensors):
         alike.setdefault((tensor.dtype, tensor.device), []).append(index)
+    received = list(tensors)
     for indices in alike.values():
         flat = torch.cat([tensors[i].reshape(-1) for i in indices])
         communicate(flat)
         parts = torch.split(flat, [tensors[i].numel() for i in indices])
         for index, part in zip(indices, parts, strict=True):
-            result[index] = part.view(tensors[index].shape)
+            received[index] = part.view(tensors[index].shape)
+    result: Nest = pytree.tree_unflatten(received, layout)
     return result

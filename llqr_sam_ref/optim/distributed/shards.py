@@ -90,6 +90,28 @@ def match_sharding(tensors: Tensors, parameters: Tensors) -> list[Tensor]:
     ]
 
 
+def placed_as(local: Tensor, parameter: Any) -> Tensor:
+    """This rank's part of a tensor, sharded as the parameter is, where it is.
+
+    Args:
+        local: what this rank holds.
+        parameter: the parameter that it belongs to.
+
+    Returns:
+        ``local`` itself for a whole parameter, else a tensor of its type; memory is shared.
+    """
+    if not is_sharded(parameter):
+        return local
+    placed: Tensor = type(parameter.data).from_local(
+        local.view(parameter.to_local().shape),
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return placed
+
+
 def inner_products(
     lefts: Tensors, rights: Tensors, parameters: Tensors, foreach: bool = True
 ) -> Float[Tensor, " n"]:

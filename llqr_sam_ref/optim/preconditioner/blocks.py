@@ -1,37 +1,63 @@
-"""Which weights a structure acts on: one parameter as a matrix, or a layer's parameters joined end to end."""
+"""What is learned of which weights: one parameter as a matrix, or a layer's parameters joined end to end."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from llqr_sam_ref.errors import check_choice, unknown_name
-from llqr_sam_ref.optim.structures import Structure, TwoSided, make_structure
+from llqr_sam_ref.config import InnerLoop, LLQRConfig
+from llqr_sam_ref.errors import unknown_name
+from llqr_sam_ref.optim.curvature.functional import Vector
+from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors
+from llqr_sam_ref.optim.structures import STRUCTURES, Shape, Structure, make_structure
 
-Vector = dict[str, Tensor]
-Shape = tuple[int, ...]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """One structure and the parameters it acts on.
 
     Args:
-        name: of the parameter or the layer.
-        parameters: their names in the model, in the order in which they are joined.
-        shapes: their shapes.
+        name: of the parameter, or of the layer.
+        names: of its parameters in the model, in the order in which they are joined.
+        parameters: the parameters.
+        shapes: of what this rank holds of them.
         structure: its shape is the block's: a matrix or vector for one parameter, a vector for a layer.
+        kept_shapes: names and shapes of the tensors that this rank keeps: the arrays of U, and in closed form the
+            memory of the curvature.
+        guards_signs: whether the structure that was asked for does.
     """
 
     name: str
-    parameters: tuple[str, ...]
+    names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
     shapes: tuple[Shape, ...]
     structure: Structure
+    kept_shapes: dict[str, Shape]
+    guards_signs: bool
+
+    @property
+    def head(self) -> Tensor:
+        """The first parameter: the one whose saved state holds the block's tensors."""
+        return self.parameters[0]
+
+    @property
+    def trainable(self) -> bool:
+        """Whether there is something to learn."""
+        return any(p.requires_grad for p in self.parameters)
+
+    def saved_shapes(self) -> dict[str, Shape]:
+        """What is kept, as the head's saved state has it: what is sharded has the parameter's shape there."""
+        return (
+            dict.fromkeys(self.kept_shapes, tuple(self.head.shape))
+            if is_sharded(self.head)
+            else self.kept_shapes
+        )
 
     def gather(self, vector: Mapping[str, Tensor]) -> Float[Tensor, "*block"]:
         """The block's entries of a vector of weights.
@@ -43,7 +69,7 @@ class Block:
             A view where one parameter makes the block, else a new tensor.
         """
         parts = []
-        for name, shape in zip(self.parameters, self.shapes, strict=True):
+        for name, shape in zip(self.names, self.shapes, strict=True):
             tensor = vector[name]
             parts.append(tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1))
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
@@ -53,93 +79,66 @@ class Block:
         """The tensors by parameter name whose ``gather`` is X: views of X."""
         flat = X.flatten(-len(self.structure.shape))
         parts = torch.split(flat, [math.prod(shape) for shape in self.shapes], -1)
-        named = zip(self.parameters, self.shapes, parts, strict=True)
+        named = zip(self.names, self.shapes, parts, strict=True)
         return {name: part.reshape((*part.shape[:-1], *shape)) for name, shape, part in named}
 
 
-@dataclass(frozen=True)
-class Group:
-    """Blocks of equal structure and shape, stacked along a first axis and handled at once.
-
-    Args:
-        structure: of all of them.
-        blocks: in the order of the first axis.
-    """
-
-    structure: Structure
-    blocks: tuple[Block, ...]
-
-    def gather(self, vector: Mapping[str, Tensor]) -> Float[Tensor, "b ..."]:
-        """The stack of the blocks' entries; a view if there is one block."""
-        parts = [block.gather(vector) for block in self.blocks]
-        return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
-
-    def scatter(self, X: Float[Tensor, "b ..."]) -> Vector:
-        """The tensors by parameter name, views of X."""
-        return {
-            name: part
-            for block, x in zip(self.blocks, X, strict=True)
-            for name, part in block.scatter(x).items()
-        }
-
-
 def make_blocks(
-    module: nn.Module,
-    structure: str = "kronecker",
-    *,
-    grouping: str = "tensor",
-    positive: bool = False,
-    max_side: int | None = None,
-    wide: str = "identity",
-    overrides: Mapping[str, str] | None = None,
+    groups: Iterable[Mapping[str, Any]], names: Mapping[Tensor, str], config: LLQRConfig
 ) -> list[Block]:
-    """Blocks for every trainable parameter of a module, tied parameters once.
+    """The blocks that have something to learn, in the order of the groups.
 
-    A weight of more than one axis is a matrix (first axis, all others); vectors get a diagonal where the
-    structure has two sides.
+    A weight of more than one axis is a matrix: first axis, all others.
 
     Args:
-        module: whose parameters.
-        structure: a name of ``make_structure``.
-        grouping: "tensor", a block a parameter; "layer", one block for all parameters that a submodule owns
-            itself, bias first, for "scalar", "diagonal" and "dense" (the authors' arrays).
-        positive: see Structure.
-        max_side: see TwoSided.
-        wide: see TwoSided.
-        overrides: structures by parameter name; such a parameter is a block of its own.
+        groups: ``param_groups``, each with its ``structure``.
+        names: of the parameters in the model.
+        config: what LLQR does: in closed form a block is one parameter; in the inner loop, where the structure joins
+            layers, it is all of a layer's parameters in the group's structure, bias first.
 
     Returns:
-        Blocks in the order of ``module.named_parameters()``; a layer stands where its first parameter does.
-
-    Raises:
-        ValueError: an unknown name.
+        The blocks; parameters with structure="identity" have none, nor have layers that are frozen.
     """
-    check_choice("grouping", grouping, ("tensor", "layer"))
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    overrides = overrides or {}
-    for name in overrides:
-        if name not in parameters:
-            raise ValueError(unknown_name("overrides", name, parameters))
+    together: dict[tuple[str, str], list[Tensor]] = {}
+    for group in groups:
+        kind = group["structure"] or config.structure
+        for parameter in group["params"]:
+            if kind != "identity":
+                name = names[parameter]
+                layer = name.rpartition(".")[0] if _joins_layers(kind, config) else name
+                together.setdefault((kind, layer), []).append(parameter)
+    return [
+        _make_block(name, kind, members, names, config)
+        for (kind, name), members in together.items()
+        if any(p.requires_grad or p.grad is not None for p in members)
+    ]
 
-    def make(kind: str, shape: Shape) -> Structure:
-        return make_structure(kind, shape, positive=positive, max_side=max_side, wide=wide)
 
-    joint = grouping == "layer" and not isinstance(make(structure, (1, 1)), TwoSided)
-    owned: dict[str, list[str]] = {}
-    for name in parameters:
-        layer = name.rpartition(".")[0]
-        owned.setdefault(layer if joint and name not in overrides else f"{name} alone", []).append(name)
-    blocks = []
-    for key, names in owned.items():
-        names.sort(key=lambda name: name.rpartition(".")[2])  # "bias" before "weight"
-        shapes = tuple(tuple(parameters[name].shape) for name in names)
-        kind = overrides.get(names[0], structure)
-        if joint and names[0] not in overrides:
-            shape: Shape = (sum(math.prod(s) for s in shapes),)
-            blocks.append(Block(key, tuple(names), shapes, make(kind, shape)))
-        else:
-            blocks.append(Block(names[0], tuple(names), shapes, make(kind, matrix_shape(shapes[0]))))
-    return blocks
+def _make_block(
+    name: str, kind: str, members: list[Tensor], names: Mapping[Tensor, str], config: LLQRConfig
+) -> Block:
+    members = sorted(members, key=lambda p: names[p].rpartition(".")[2])  # "bias" before "weight"
+    shapes = tuple(tuple(p.shape) for p in local_tensors(members))
+    joined = (sum(map(math.prod, shapes)),)
+    structure = make_structure(
+        kind,
+        joined if _joins_layers(kind, config) else matrix_shape(shapes[0]),
+        positive=isinstance(config.solver, InnerLoop) and config.solver.positive,
+        max_side=config.max_side,
+        wide=config.wide,
+    )
+    if config.closed:
+        structure = structure.closed_form()
+    memory = structure.memory_shapes() if config.closed else {}
+    return Block(
+        name,
+        tuple(names[p] for p in members),
+        tuple(members),
+        shapes,
+        structure,
+        {**structure.array_shapes(), **memory},
+        STRUCTURES[kind].guards_signs,
+    )
 
 
 def matrix_shape(shape: Shape) -> Shape:
@@ -147,9 +146,43 @@ def matrix_shape(shape: Shape) -> Shape:
     return (math.prod(shape),) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
 
 
-def group_blocks(blocks: Sequence[Block]) -> list[Group]:
-    """Blocks of equal structure and shape together, in order of first appearance."""
-    found: dict[Structure, list[Block]] = {}
-    for block in blocks:
-        found.setdefault(block.structure, []).append(block)
-    return [Group(structure, tuple(members)) for structure, members in found.items()]
+def _joins_layers(kind: str, config: LLQRConfig) -> bool:
+    return not config.closed and STRUCTURES[kind].joins_layers
+
+
+def check_learnable(group: Mapping[str, Any], owned: Iterable[Tensor], config: LLQRConfig) -> None:
+    """Check a group's structure, and that it can be learned for the group's parameters.
+
+    Args:
+        group: with its ``structure``; "params" may also be names or numbers, which are left alone.
+        owned: the parameters of the model.
+        config: what LLQR does.
+
+    Raises:
+        ValueError: an unknown structure, a parameter of no model, or one that is complex, sparse or sharded.
+    """
+    structure = group["structure"]
+    if structure not in {None, "identity", *STRUCTURES}:
+        raise ValueError(unknown_name("structure", structure, ("identity", *STRUCTURES)))
+    kind = config.structure if structure is None else structure
+    known = {id(p) for p in owned}
+    parameters = group.get("params", ())
+    for index, entry in enumerate([parameters] if isinstance(parameters, Tensor) else parameters):
+        parameter = entry[1] if isinstance(entry, tuple) else entry
+        if not isinstance(parameter, Tensor):
+            continue
+        if parameter.is_complex() or parameter.layout is not torch.strided:
+            raise ValueError(f"parameter {index} is complex or sparse; LLQR needs dense real parameters.")
+        if kind == "identity":
+            continue
+        if id(parameter) not in known:
+            raise ValueError(
+                f"parameter {index} of shape {tuple(parameter.shape)} does not belong to model; give its group "
+                "structure='identity', or pass the model that owns it."
+            )
+        if is_sharded(parameter) and not (STRUCTURES[kind].entrywise and config.closed):
+            fitting = " or ".join(repr(name) for name, kind in STRUCTURES.items() if kind.entrywise)
+            raise ValueError(
+                f"parameter {index} is sharded, and structure={kind!r} with solver={type(config.solver).__name__} "
+                f"needs whole ones; use structure={fitting} with solver=ClosedForm(...)."
+            )

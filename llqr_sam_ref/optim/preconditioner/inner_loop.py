@@ -6,21 +6,85 @@
 
 For a Kronecker block S = Psi X Phi^T the gradient of Psi is Y X^T with Y = Z Phi, so the larger factor is
 never touched while the loop runs: Psi_t X = Psi_0 X + W_t (X^T X), where W obeys the same recursion driven by
-Y, and |Y X^T|^2 = tr(Y^T Y X^T X). The loop then costs O(m n^2) a step instead of O(m^2 n), and the factor is
+Y, and |Y X^T|^2 = tr(Y^T Y X^T X). The loop then costs O(m n^2) per step instead of O(m^2 n), and the factor is
 written once, at the end. Nothing is read back to the host.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llqr_sam_ref.config import InnerLoop
 from llqr_sam_ref.errors import check_number
-from llqr_sam_ref.optim.structures import Factors, Kronecker, Structure
+from llqr_sam_ref.optim.curvature.functional import Vector
+from llqr_sam_ref.optim.preconditioner.stack import Own, Stack
+from llqr_sam_ref.optim.structures import Factors, Structure
+
+SIGN_FLOOR = 1e-8
+
+
+def refit_inner_loop(
+    stacks: list[Stack],
+    probes: Vector,
+    product: Callable[[Vector], Vector],
+    solver: InnerLoop,
+    own: Own,
+) -> None:
+    """Descend on the relaxed objective from the current U (or the identity), then average.
+
+    Args:
+        stacks: what is learned; changed in place.
+        probes: g_j, the same on all ranks, stacked along the first axis of each parameter's tensor.
+        product: v -> G v on the learned parameters, the same on all ranks.
+        solver: its steps, clip, average and sign guard.
+        own: where counters are saved.
+
+    Source: LLQR, arXiv 2605.04230; the book, thm-relaxed-gradients and, for the average, thm-ema-relaxed-step.
+    """
+    k = len(next(iter(probes.values())))
+    loops = []
+    for stack in stacks:
+        start = stack.arrays
+        if not solver.warm_start:
+            start = stack.structure.identity((len(stack.blocks),), stack.dtype, stack.device)
+        X = stack.gather(probes, (k,))
+        make, probe = (inner_loop, X[:, 0]) if k == 1 else (AveragedLoop, X)
+        loops.append(make(stack.structure, start, probe, momentum=solver.momentum, clip=solver.clip))
+    for _ in range(solver.steps):
+        S = [loop.apply() for loop in loops]
+        GS = _products(stacks, S, product, k)
+        for loop, part, curved in zip(loops, S, GS, strict=True):
+            loop.step(curved + solver.damping * part - loop.X, solver.lr)
+    for stack, loop in zip(stacks, loops, strict=True):
+        arrays = loop.arrays(solver.ema)
+        if not solver.warm_start:  # the average is with U, not with where the loop began
+            arrays = {n: torch.lerp(a, stack.kept[n], solver.ema) for n, a in loop.arrays().items()}
+        if stack.guards_signs and not solver.allow_inversion:
+            arrays = stack.structure.project(arrays, SIGN_FLOOR)
+        for name, array in arrays.items():
+            stack.kept[name].copy_(array)
+        stack.clip_hits = loop.clip_hits
+        stack.counted(stack.refits + 1, 0, own)
+
+
+def _products(
+    stacks: list[Stack], S: list[Tensor], product: Callable[[Vector], Vector], k: int
+) -> list[Tensor]:
+    """G S, stack by stack; S may have k probes along its second axis."""
+    products = []
+    for j in range(k):
+        s: Vector = {}
+        for stack, part in zip(stacks, S, strict=True):
+            s.update(stack.scatter(part if k == 1 else part[:, j]))
+        curved = product(s)
+        products.append([stack.gather(curved) for stack in stacks])
+    return products[0] if k == 1 else [torch.stack(parts, 1) for parts in zip(*products, strict=True)]
 
 
 class Loop(ABC):
@@ -161,15 +225,12 @@ class KroneckerLoop(Loop):
     Source: the book, thm-kronecker-inner-loop.
     """
 
-    structure: Kronecker
-
     def _begin(self, arrays: Factors) -> None:
-        structure, X = self.structure, self.X
-        self._turned = structure.shape[1] > structure.shape[0]
-        names, sides = ("Psi", "Phi"), (structure.psi, structure.phi)
-        (self._A, self._B), (self._left, self._right) = (
-            (names[::-1], sides[::-1]) if self._turned else (names, sides)
-        )
+        X, sides = self.X, self.structure.product_sides()
+        if sides is None:
+            raise TypeError(f"structure={self.structure} is no product A X B^T; use PlainLoop.")
+        self._turned = X.shape[-1] > X.shape[-2]
+        (self._A, self._left), (self._B, self._right) = sides[::-1] if self._turned else sides
         self._x = X.mT if self._turned else X
         blocks = self._left.split(self._x)
         self._gram = blocks.mT @ blocks  # X^T X, for each diagonal block of A
@@ -211,10 +272,10 @@ class KroneckerLoop(Loop):
     def arrays(self, ema: float = 0.0) -> Factors:
         """New arrays, each ema * start + (1 - ema) * current; the large one is A_0 + (1 - ema) W X^T."""
         change = self._left.outer(self._W.flatten(-3, -2), self._x)
-        found = {self._A: self.start[self._A] + (1 - ema) * change}
+        arrays = {self._A: self.start[self._A] + (1 - ema) * change}
         if self._B_now is not None:
-            found[self._B] = torch.lerp(self._B_now, self.start[self._B], ema)
-        return {name: found[name] for name in self.start}
+            arrays[self._B] = torch.lerp(self._B_now, self.start[self._B], ema)
+        return {name: arrays[name] for name in self.start}
 
 
 def inner_loop(
@@ -232,21 +293,22 @@ def inner_loop(
     Returns:
         A loop ready for its first ``apply``.
     """
-    if isinstance(structure, Kronecker) and not structure.positive:
+    sides = structure.product_sides()
+    if sides is not None:
         m, n = structure.shape
-        large = structure.psi if m >= n else structure.phi
+        _, large = sides[0] if m >= n else sides[1]
         if large.width >= min(m, n):
             return KroneckerLoop(structure, arrays, X, momentum, clip)
     return PlainLoop(structure, arrays, X, momentum, clip)
 
 
 def _over(scale: Tensor, array: Tensor) -> Tensor:
-    """One number a block, shaped to multiply the stack of arrays."""
+    """One number per block, shaped to multiply the stack of arrays."""
     return scale.reshape(*scale.shape, *(1 for _ in range(array.ndim - scale.ndim)))
 
 
 def _inner(a: Tensor, b: Tensor, batch: int) -> Tensor:
-    """<a, b>, one number a block."""
+    """<a, b>, one number per block."""
     product: Tensor = torch.linalg.vecdot(a.flatten(batch), b.flatten(batch))
     return product
 

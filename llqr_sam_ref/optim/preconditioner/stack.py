@@ -14,25 +14,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors
-from llqr_sam_ref.optim.preconditioner.blocks import Group, Vector
-from llqr_sam_ref.optim.preconditioner.closed_form import Estimator
-from llqr_sam_ref.optim.preconditioner.parts import Part
+from llqr_sam_ref.optim.curvature.functional import Vector
+from llqr_sam_ref.optim.distributed.shards import local_tensors, placed_as
+from llqr_sam_ref.optim.preconditioner.blocks import Block
 from llqr_sam_ref.optim.structures import Factors, Structure
 
 Own = dict[Tensor, dict[str, Any]]
 COUNTS = ("refits", "bases_drawn")
 
 
-@dataclass
+@dataclass(eq=False)
 class Stack:
-    """Blocks of equal structure, shape, precision, device and age.
+    """Blocks of equal structure, precision, device and age, handled at once.
 
     Args:
-        group: the blocks and their structure.
-        parameters: the parameters of each block, in its order.
-        estimator: of the curvature (closed form); None with the inner loop.
-        kept: stored arrays of U, and the estimator's memory, each with the blocks along the first axis.
+        blocks: in the order of the first axis.
+        structure: of every block.
+        kept: stored arrays of U, and the closed form's memory, each with the blocks along the first axis.
         dtype: of everything kept: at least float32.
         device: of everything kept.
         refits: how often these blocks were refitted.
@@ -40,20 +38,14 @@ class Stack:
         clip_hits: how often the last inner loop clipped each array of each block.
     """
 
-    group: Group
-    parameters: list[tuple[Tensor, ...]]
-    estimator: Estimator | None
+    blocks: tuple[Block, ...]
+    structure: Structure
     kept: Factors
     dtype: torch.dtype
     device: torch.device
     refits: int = 0
     bases_drawn: int = 0
     clip_hits: dict[str, Int[Tensor, " b"]] = field(default_factory=dict)
-
-    @property
-    def structure(self) -> Structure:
-        """Of every block."""
-        return self.group.structure
 
     @property
     def arrays(self) -> Factors:
@@ -63,28 +55,50 @@ class Stack:
     @property
     def trainable(self) -> bool:
         """Whether there is something to learn."""
-        return any(p.requires_grad for block in self.parameters for p in block)
+        return any(block.trainable for block in self.blocks)
+
+    @property
+    def guards_signs(self) -> bool:
+        """Whether the structure that was asked for does."""
+        return self.blocks[0].guards_signs
 
     @property
     def heads(self) -> list[Tensor]:
         """The first parameter of each block: the one whose saved state holds the block's tensors."""
-        return [block[0] for block in self.parameters]
+        return [block.head for block in self.blocks]
 
     def gather(self, vector: Vector, leading: tuple[int, ...] = ()) -> Float[Tensor, "b ..."]:
-        """The stack of the blocks' entries in a vector of weights; zeros for parameters that it lacks."""
+        """The stack of the blocks' entries in a vector of weights.
+
+        Args:
+            vector: tensors by parameter name; parameters that it lacks are zero.
+            leading: axes before the parameters' shapes, probes for instance.
+
+        Returns:
+            The stack, in its precision; a view if there is one block of one parameter.
+        """
         full = dict(vector)
-        for block in self.group.blocks:
-            for name, shape in zip(block.parameters, block.shapes, strict=True):
+        for block in self.blocks:
+            for name, shape in zip(block.names, block.shapes, strict=True):
                 if name not in full:
                     full[name] = torch.zeros((*leading, *shape), dtype=self.dtype, device=self.device)
-        return self.group.gather(full).to(self.dtype)
+        parts = [block.gather(full) for block in self.blocks]
+        return (parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)).to(self.dtype)
+
+    def scatter(self, X: Float[Tensor, "b ..."]) -> Vector:
+        """The tensors by parameter name, views of X."""
+        return {
+            name: part
+            for block, x in zip(self.blocks, X, strict=True)
+            for name, part in block.scatter(x).items()
+        }
 
     def apply(self, vector: Vector) -> Vector:
         """U v on the blocks' parameters, as new tensors."""
         with torch.autocast(self.device.type, enabled=False):
             X = self.gather(vector)
             S = self.structure.apply(self.arrays, X)
-        return self.group.scatter(S.clone() if S is X else S)
+        return self.scatter(S.clone() if S is X else S)
 
     def counted(self, refits: int, bases_drawn: int, own: Own) -> None:
         """Set the counters, here and where they are saved."""
@@ -93,65 +107,39 @@ class Stack:
             own[head].update(zip(COUNTS, (refits, bases_drawn), strict=True))
 
 
-def make_stacks(parts: Iterable[Part], own: Own) -> list[Stack]:
+def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
     """Stack blocks of equal kind, and make their entries in ``own`` views of the stacks.
 
     Entries that are there keep their values; U = I and an empty memory for blocks without.
 
     Args:
-        parts: the blocks.
+        blocks: what is learned.
         own: entries by the first parameter of each block; changed.
 
     Returns:
         The stacks.
     """
-    together: dict[Any, list[Part]] = {}
-    for part in parts:
-        head = part.parameters[0]
-        dtype = torch.promote_types(head.dtype, torch.float32)
-        refits, bases_drawn = (int(own.get(head, {}).get(name, 0)) for name in COUNTS)
-        age = refits, bases_drawn, any(p.requires_grad for p in part.parameters)
-        together.setdefault((part.block.structure, dtype, head.device, age), []).append(part)
+    together: dict[Any, list[Block]] = {}
+    for block in blocks:
+        dtype = torch.promote_types(block.head.dtype, torch.float32)
+        counts = tuple(int(own.get(block.head, {}).get(name, 0)) for name in COUNTS)
+        kind = block.structure, block.guards_signs, dtype, block.head.device, counts, block.trainable
+        together.setdefault(kind, []).append(block)
     stacks = []
-    for (structure, dtype, device, (refits, bases_drawn, _)), members in together.items():
-        fresh = structure.identity((len(members),), dtype, device)
-        for name, shape in members[0].shapes().items():
-            fresh.setdefault(name, torch.zeros((len(members), *shape), dtype=dtype, device=device))
-        for row, part in enumerate(members):
-            head = part.parameters[0]
-            found = own.get(head, {})
-            for name, stacked in fresh.items():
-                if name in found:
-                    stacked[row].copy_(local_tensors([found[name]])[0].reshape(stacked[row].shape))
-            own[head] = {name: placed_as(stacked[row], head) for name, stacked in fresh.items()}
-        group = Group(structure, tuple(part.block for part in members))
-        parameters = [part.parameters for part in members]
-        stack = Stack(group, parameters, members[0].estimator, fresh, dtype, device)
+    for (structure, _, dtype, device, (refits, bases_drawn), _), members in together.items():
+        kept = structure.identity((len(members),), dtype, device)
+        for name, shape in members[0].kept_shapes.items():
+            kept.setdefault(name, torch.zeros((len(members), *shape), dtype=dtype, device=device))
+        for row, block in enumerate(members):
+            entries = own.get(block.head, {})
+            for name, stacked in kept.items():
+                if name in entries:
+                    stacked[row].copy_(local_tensors([entries[name]])[0].reshape(stacked[row].shape))
+            own[block.head] = {name: placed_as(stacked[row], block.head) for name, stacked in kept.items()}
+        stack = Stack(tuple(members), structure, kept, dtype, device)
         stack.counted(refits, bases_drawn, own)
         stacks.append(stack)
     return stacks
-
-
-def placed_as(local: Tensor, parameter: Any) -> Tensor:
-    """This rank's part of a tensor, sharded as the parameter is, where it is.
-
-    Args:
-        local: what this rank holds.
-        parameter: the parameter that it belongs to.
-
-    Returns:
-        ``local`` itself for a whole parameter, else a tensor of its type; memory is shared.
-    """
-    if not is_sharded(parameter):
-        return local
-    placed: Tensor = type(parameter.data).from_local(
-        local.view(parameter.to_local().shape),
-        parameter.device_mesh,
-        parameter.placements,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-    return placed
 
 
 class Preconditioner:
@@ -164,7 +152,7 @@ class Preconditioner:
 
     def __init__(self, stacks: Sequence[Stack], names: Mapping[Tensor, str]) -> None:
         self.stacks = list(stacks)
-        learned = {p for stack in stacks for block in stack.parameters for p in block}
+        learned = {p for stack in stacks for block in stack.blocks for p in block.parameters}
         self.names = {p: name for p, name in names.items() if p in learned}  # in the model's order
 
     def learned(self, parameter: Tensor) -> bool:
@@ -182,11 +170,11 @@ class Preconditioner:
             New tensors of the vectors' shapes; where U is the identity, the vectors themselves.
         """
         vector = {self.names[p]: v for p, v in zip(parameters, vectors, strict=True) if p in self.names}
-        found: Vector = {}
+        S: Vector = {}
         for stack in self.stacks:
-            if any(self.names[p] in vector for block in stack.parameters for p in block):
-                found.update(stack.apply(vector))
+            if any(name in vector for block in stack.blocks for name in block.names):
+                S.update(stack.apply(vector))
         return [
-            found[self.names[p]].to(v.dtype) if p in self.names else v
+            S[self.names[p]].to(v.dtype) if p in self.names else v
             for p, v in zip(parameters, vectors, strict=True)
         ]

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
-from llqr_sam_ref.optim.curvature.functional import PureModule, isolated
+from llqr_sam_ref.optim.curvature.functional import PureModule, Vector, isolated
 from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
-from llqr_sam_ref.optim.preconditioner.blocks import Vector
 from llqr_sam_ref.optim.probes.gradients import batch_gradients, sampled_gradients
 from llqr_sam_ref.optim.probes.sharded import sharded_gradients
 
-Cost = float | Float[Tensor, "d d"]
+StateCost = float | Float[Tensor, "d d"]
 
 
 def draw_uniforms(seed: int, refit: int, shape: tuple[int, ...], ranks: Ranks) -> Float[Tensor, "n ..."]:
@@ -155,7 +154,7 @@ class ProbeBatch:
         if likelihood is None and self.own_reduction == "sum":
             V = {name: tensor * (self.share / terms) for name, tensor in V.items()}
         if self.probes == 1 and not self.sharded:
-            V = dict(zip(V, self.ranks.mean(list(V.values())), strict=True))
+            V = self.ranks.mean(V)
         finite = [tensor.isfinite().all() for tensor in V.values()]
         if not bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
             name = next(name for name, good in zip(V, finite, strict=True) if not good)
@@ -189,14 +188,15 @@ class ProbeBatch:
         still = {name: torch.zeros_like(g) for name, g in linearization.gradient().items()}
 
         def multiply(v: Vector) -> Vector:
-            found = take[solver.divergence]({**still, **v})
-            parts = self.ranks.mean([found[name] for name in v])
-            return {name: factor * part for name, part in zip(v, parts, strict=True)}
+            curved = take[solver.divergence]({**still, **v})
+            return {name: factor * part for name, part in self.ranks.mean({n: curved[n] for n in v}).items()}
 
         return multiply
 
 
-def linearized(known: Linearization | None, batch: ProbeBatch, states: Mapping[str, Cost]) -> Linearization:
+def linearized(
+    known: Linearization | None, batch: ProbeBatch, states: Mapping[str, StateCost]
+) -> Linearization:
     """The model linearized on a probe batch: traced once for its shapes, evaluated anew at every refit.
 
     Args:

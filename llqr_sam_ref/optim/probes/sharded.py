@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.distributed.shards import local_tensors, match_sharding, widen
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
-from llqr_sam_ref.optim.preconditioner.blocks import Vector
 
 
 def sharded_gradients(

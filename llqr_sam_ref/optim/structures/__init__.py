@@ -9,15 +9,24 @@ vectors stay vectors. Psi acts on the output side, Phi on the input side:
 
 A structure is a description without state; its stored arrays travel in a dict. Every method broadcasts over
 leading axes, so that layers of equal shape are stacked and handled by one batched product. Nothing here reads
-a value back to the host.
+a value back to the host. One more structure is one subclass of ``Structure`` under ``@register_structure("its-name")``:
+from then on ``LLQRConfig``, parameter groups and the command line know the name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+from llqr_sam_ref.config import CHOICES
 from llqr_sam_ref.errors import check_choice
-from llqr_sam_ref.optim.structures.base import Cost, Factors, Structure
-from llqr_sam_ref.optim.structures.plain import Dense, Diagonal, Scalar
-from llqr_sam_ref.optim.structures.two_sided import EKFAC, Kronecker, SeparableEKFAC, TwoSided
+from llqr_sam_ref.optim.structures.base import Cost, Factors, Shape, Structure
+from llqr_sam_ref.optim.structures.dense import Dense
+from llqr_sam_ref.optim.structures.ekfac import EKFAC, SeparableEKFAC
+from llqr_sam_ref.optim.structures.elementwise import Diagonal, Scalar
+from llqr_sam_ref.optim.structures.kronecker import Kronecker
+from llqr_sam_ref.optim.structures.side import Side
+from llqr_sam_ref.optim.structures.two_sided import TwoSided
 
 __all__ = [
     "EKFAC",
@@ -29,9 +38,12 @@ __all__ = [
     "Kronecker",
     "Scalar",
     "SeparableEKFAC",
+    "Shape",
+    "Side",
     "Structure",
     "TwoSided",
     "make_structure",
+    "register_structure",
 ]
 
 STRUCTURES: dict[str, type[Structure]] = {
@@ -42,6 +54,32 @@ STRUCTURES: dict[str, type[Structure]] = {
     "separable-ekfac": SeparableEKFAC,
     "dense": Dense,
 }
+Kind = TypeVar("Kind", bound=type[Structure])
+
+
+def register_structure(name: str) -> Callable[[Kind], Kind]:
+    """Give a structure a name, by which configurations and parameter groups then ask for it.
+
+    Args:
+        name: new, and not "identity".
+
+    Returns:
+        A decorator of a subclass of ``Structure``, which it returns as it is.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in {"identity", *STRUCTURES}:
+        raise ValueError(
+            f"name={name!r} is taken; choose one that is not in {sorted(('identity', *STRUCTURES))}."
+        )
+
+    def register(kind: Kind) -> Kind:
+        STRUCTURES[name] = kind
+        CHOICES["structure"] = (*CHOICES["structure"], name)
+        return kind
+
+    return register
 
 
 def make_structure(
@@ -55,7 +93,7 @@ def make_structure(
     """The structure of a name for blocks of a shape; a vector has no two sides and gets a diagonal.
 
     Args:
-        name: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac" or "dense".
+        name: one of ``STRUCTURES``.
         shape: of the block: (p,) or (m, n).
         positive: see Structure.
         max_side: see TwoSided; without effect on the others.
@@ -68,6 +106,4 @@ def make_structure(
         ValueError: an unknown name.
     """
     kind = STRUCTURES[check_choice("structure", name, STRUCTURES)]
-    if not issubclass(kind, TwoSided):
-        return kind(shape, positive)
-    return Diagonal(shape, positive) if len(shape) == 1 else kind(shape, positive, max_side, wide)
+    return kind.for_shape(shape, positive=positive, max_side=max_side, wide=wide)

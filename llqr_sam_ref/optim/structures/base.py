@@ -1,17 +1,20 @@
-"""What every structure of a learned preconditioner has: stored arrays, apply, pull-back, its dense matrix."""
+"""What every structure of a learned preconditioner knows: how U acts, what it remembers, and which U is best."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llqr_sam_ref.optim.structures.side import Side
+
 Factors = dict[str, Tensor]
+Shape = tuple[int, ...]
 
 
 class Cost(NamedTuple):
@@ -39,19 +42,46 @@ class Structure(ABC):
             nonsingular).
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     positive: bool = False
 
-    scales: ClassVar[tuple[str, ...]] = ()  # arrays that multiply entries
-    matrices: ClassVar[tuple[str, ...]] = ()  # arrays whose symmetric part should be positive
+    scales: ClassVar[tuple[str, ...]] = ()
+    """Arrays that multiply entries."""
+    matrices: ClassVar[tuple[str, ...]] = ()
+    """Arrays whose symmetric part should be positive."""
+    joins_layers: ClassVar[bool] = True
+    """Whether the inner loop takes a layer's parameters together, as one vector."""
+    entrywise: ClassVar[bool] = False
+    """Whether every array has one number per entry, of no concern to the others: a shard of a block is a block."""
+    guards_signs: ClassVar[bool] = False
+    """Whether the published method keeps its unconstrained scales from turning negative."""
+
+    @classmethod
+    def for_shape(
+        cls, shape: Shape, *, positive: bool = False, max_side: int | None = None, wide: str = "identity"
+    ) -> Structure:
+        """The structure that this kind gives to blocks of a shape.
+
+        Args:
+            shape: (p,) or (m, n).
+            positive: see Structure.
+            max_side: see TwoSided; without effect on structures without sides.
+            wide: see TwoSided.
+
+        Returns:
+            One of this kind, or a simpler one where this kind cannot act on the shape.
+        """
+        return cls(shape, positive)
 
     @property
     def size(self) -> int:
         """Entries of a block."""
         return math.prod(self.shape)
 
+    # How U acts.
+
     @abstractmethod
-    def array_shapes(self) -> dict[str, tuple[int, ...]]:
+    def array_shapes(self) -> dict[str, Shape]:
         """Names and shapes of the stored arrays; what would be the identity of a wide side is absent."""
 
     @abstractmethod
@@ -67,9 +97,12 @@ class Structure(ABC):
     @abstractmethod
     def _dense(self, factors: Factors) -> Tensor: ...
 
+    @abstractmethod
+    def _squared_distance(self, factors: Factors) -> Tensor: ...
+
     def identity(
         self,
-        batch: tuple[int, ...] = (),
+        batch: Shape = (),
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Factors:
@@ -97,10 +130,10 @@ class Structure(ABC):
         """What the stored arrays stand for: themselves, or exponentials and squares if ``positive``."""
         if not self.positive:
             return arrays
-        found = dict(arrays)
-        found.update({name: arrays[name].exp() for name in self.scales if name in arrays})
-        found.update({name: arrays[name] @ arrays[name].mT for name in self.matrices if name in arrays})
-        return found
+        factors = dict(arrays)
+        factors.update({name: arrays[name].exp() for name in self.scales if name in arrays})
+        factors.update({name: arrays[name] @ arrays[name].mT for name in self.matrices if name in arrays})
+        return factors
 
     def apply(self, arrays: Factors, X: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
         """S = U X.
@@ -132,17 +165,35 @@ class Structure(ABC):
         Source: the book, thm-relaxed-gradients.
         """
         factors = self.factors(arrays)
-        found = self._pullback(factors, X, Z)
+        gradients = self._pullback(factors, X, Z)
         if self.positive:
-            found.update({name: found[name] * factors[name] for name in self.scales if name in found})
-            found.update({
-                name: (found[name] + found[name].mT) @ arrays[name] for name in self.matrices if name in found
+            gradients.update({
+                name: gradients[name] * factors[name] for name in self.scales if name in gradients
             })
-        return found
+            gradients.update({
+                name: (gradients[name] + gradients[name].mT) @ arrays[name]
+                for name in self.matrices
+                if name in gradients
+            })
+        return gradients
 
     def to_dense(self, arrays: Factors) -> Float[Tensor, "*b p p"]:
-        """U as a matrix on the block's entries in row-major order."""
+        """U as a matrix on the block's entries in row-major order, on the arrays' device and in their precision."""
         return self._dense(self.factors(arrays))
+
+    def squared_distance_to_identity(self, arrays: Factors) -> Float[Tensor, "*b"]:
+        """|U - I|^2 (Frobenius), from the factors, without building a matrix.
+
+        Differences from the identity are taken before they are squared, so that a U close to I loses no digits.
+
+        Args:
+            arrays: the stored arrays.
+
+        Returns:
+            One number per block, in float64; a single 0 where nothing is stored.
+        """
+        factors = {name: factor.double() for name, factor in self.factors(arrays).items()}
+        return self._squared_distance(factors)
 
     def project(self, arrays: Factors, floor: float) -> Factors:
         """Arrays with the scales at least ``floor``: the sign guard of unconstrained structures.
@@ -157,3 +208,94 @@ class Structure(ABC):
         if self.positive:
             return arrays
         return {n: a.clamp_min(floor) if n in self.scales else a for n, a in arrays.items()}
+
+    def product_sides(self) -> tuple[tuple[str, Side], tuple[str, Side]] | None:
+        """A and B of S = A X B^T where that is how U acts, so that the inner loop need not touch the larger; else None.
+
+        Returns:
+            Name and side of the stored array A, then of B.
+        """
+        return None
+
+    # What it remembers of the curvature, and the U that is best for it: the closed form.
+
+    def closed_form(self) -> Structure:
+        """The structure, in plain factors, whose closed form stands for this one's: the same family of matrices."""
+        return replace(self, positive=False)
+
+    @property
+    def curvature_shape(self) -> Shape:
+        """Of the remembered curvature c."""
+        raise self._no_closed_form()
+
+    def curvature_sample(
+        self, arrays: Factors, V: Float[Tensor, "b k *shape"], weight: float
+    ) -> Float[Tensor, "b ..."]:
+        """What k probes say of c: weight sum_j V_j V_j^T, as far as the structure sees it.
+
+        Args:
+            arrays: the stored arrays of the stack, bases among them.
+            V: k probes for each of b blocks.
+            weight: m/k, with m terms per micro-batch (m n for a summed loss).
+
+        Returns:
+            The sample, shaped as c.
+        """
+        raise self._no_closed_form()
+
+    def trace(self, c: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+        """The trace of the curvature on each block."""
+        raise self._no_closed_form()
+
+    def minimizer(self, c: Float[Tensor, "b ..."], mu: Float[Tensor, ""]) -> Factors:
+        """The arrays of the U that minimizes E J over white probes.
+
+        Args:
+            c: remembered curvature.
+            mu: damping, in units of curvature, positive.
+
+        Returns:
+            New arrays; the bases, which do not change, are not among them.
+
+        Source: the book, thm-random-probe-optimum.
+        """
+        raise self._no_closed_form()
+
+    def bases(self) -> dict[str, str]:
+        """The stored arrays that are eigenvectors of a Gram matrix of the probes, and the names of those; here none."""
+        return {}
+
+    def gram_samples(self, V: Float[Tensor, "b k *shape"], weight: float) -> Factors:
+        """What k probes say of the Gram matrices: weight sum_j V_j V_j^T on each side that has a basis.
+
+        Args:
+            V: k probes for each of b blocks.
+            weight: as in ``curvature_sample``.
+
+        Returns:
+            The samples, by the names of the Gram matrices.
+        """
+        return {}
+
+    def turned(self, c: Float[Tensor, "b ..."], turns: Factors) -> Float[Tensor, "b ..."]:
+        """The curvature carried over to new bases: c <- (E_new^T E_old)^{o2} c; its trace is kept.
+
+        Args:
+            c: in the old bases; the off-diagonals there are unknown.
+            turns: E_new^T E_old, by the names of the bases.
+
+        Returns:
+            c in the new bases.
+        """
+        return c
+
+    def memory_shapes(self) -> dict[str, Shape]:
+        """Names and shapes of what the closed form remembers: the curvature c, and a Gram matrix for each basis."""
+        shapes = self.array_shapes()
+        return {"c": self.curvature_shape, **{gram: shapes[basis] for basis, gram in self.bases().items()}}
+
+    def _no_closed_form(self) -> NotImplementedError:
+        return NotImplementedError(
+            f"{type(self).__name__} has no closed form; define curvature_shape, curvature_sample, trace and "
+            "minimizer, or learn it by the inner loop."
+        )

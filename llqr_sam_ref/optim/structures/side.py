@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+
+
+class Gap(NamedTuple):
+    """How far one factor F is from the identity.
+
+    Args:
+        square: |F - I|^2.
+        trace: tr(F - I).
+        factor_square: |F|^2.
+    """
+
+    square: Float[Tensor, "*b"] | float
+    trace: Float[Tensor, "*b"] | float
+    factor_square: Float[Tensor, "*b"] | float
 
 
 @dataclass(frozen=True)
@@ -63,14 +79,24 @@ class Side:
         """(..., size, n) as (..., count, width, n)."""
         return X.reshape(*X.shape[:-2], self.count, self.width, X.shape[-1])
 
-    def dense(self, F: Tensor | None) -> Tensor:
-        """F as a matrix (..., size, size)."""
+    def dense(self, F: Tensor | None, like: Tensor | None) -> Tensor:
+        """F as a matrix (..., size, size); an identity of the type and device of ``like``, else float64 on the host."""
         if F is None:
-            return torch.eye(self.size, dtype=torch.float64)
+            eye = torch.eye(self.size, dtype=torch.float64)
+            return eye if like is None else eye.to(like)
         if self.count == 1:
             return F
         blocks = torch.diag_embed(F.movedim(-3, -1))  # (..., width, width, count, count)
         return blocks.movedim((-4, -3, -2, -1), (-3, -1, -4, -2)).flatten(-4, -3).flatten(-2, -1)
+
+    def gap(self, F: Tensor | None) -> Gap:
+        """How far F is from the identity; differences are taken before they are squared."""
+        if F is None:
+            return Gap(0.0, 0.0, float(self.size))
+        axes = -2 if self.count == 1 else -3
+        off = F - torch.eye(self.width).to(F)
+        diagonal = off.diagonal(dim1=-2, dim2=-1).flatten(axes + 1)
+        return Gap(off.square().flatten(axes).sum(-1), diagonal.sum(-1), F.square().flatten(axes).sum(-1))
 
 
 def make_side(size: int, max_side: int | None, wide: str) -> Side:
