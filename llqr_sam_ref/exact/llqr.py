@@ -24,17 +24,16 @@ from llqr_sam_ref.config import CHOICES, ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import check_vector
 from llqr_sam_ref.exact.curvature_estimate import (
-    Bases,
     CurvatureEstimate,
     minimizer,
     no_curvature,
     relative_damping,
     update_curvature,
 )
-from llqr_sam_ref.exact.geometry import Metric, ascent_step
+from llqr_sam_ref.exact.geometry import Learned, ascent_step
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.relaxation import Curvature, average, curvature_product, guard_signs, inner_loop
-from llqr_sam_ref.exact.structures import TWO_SIDED, Layers, Shape, entries
+from llqr_sam_ref.exact.structures import STRUCTURES, Bases, Layers, Shape, entries
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,9 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
     """
     closed = config.closed
     widest = max((max(s) for layer in layers for s in layer if len(s) == 2), default=0)
-    exceeded = config.max_side is not None and widest > config.max_side and config.structure in TWO_SIDED
+    exceeded = (
+        config.max_side is not None and widest > config.max_side and STRUCTURES[config.structure].two_sided
+    )
     if exceeded and not (closed and config.wide == "identity"):
         raise ValueError(
             f"max_side={config.max_side} is exceeded by a side of {widest}, and the exact version has neither "
@@ -187,7 +188,7 @@ def refit(
         clip=solver.clip,
     )
     U = average(state.U, new, solver.ema)
-    if config.structure in {"scalar", "diagonal"} and not solver.positive and not solver.allow_inversion:
+    if STRUCTURES[config.structure].guards_signs and not solver.positive and not solver.allow_inversion:
         U = guard_signs(U)
     return replace(state, U=U, last_refit=state.steps)
 
@@ -285,27 +286,6 @@ def update(
         M = g + base.beta * m if base.nesterov else m
         move = step_rule(config.step_rule, state.U.apply(M), M, state.shapes) + base.wd * state.w
     return replace(state, w=state.w - eta * move, m=m, steps=state.steps + 1)
-
-
-@dataclass(frozen=True)
-class Learned(Metric):
-    """G = U^{-1}: LLQR+SAM's metric, the seam with a learned preconditioner.
-
-    Args:
-        U: preconditioner.
-
-    Source: LLQR+SAM, arXiv 2605.16134; the book, thm-frozen-metric-is-sam.
-    """
-
-    U: Preconditioner
-
-    def multiply(self, v: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
-        """G v = U^{-1} v."""
-        return np.linalg.solve(self.U.to_dense(), v)
-
-    def solve(self, v: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
-        """G^{-1} v = U v."""
-        return self.U.apply(v)
 
 
 def perturbation(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from llqr_sam_ref.exact import landscapes
-from llqr_sam_ref.exact.curvature_estimate import separable_minimizer
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.relaxation import (
     average,
@@ -16,7 +15,7 @@ from llqr_sam_ref.exact.relaxation import (
     relaxed_gradient,
     relaxed_objective,
 )
-from llqr_sam_ref.exact.structures import EKFAC, STRUCTURES, Kronecker
+from llqr_sam_ref.exact.structures import EKFAC, STRUCTURES, Kronecker, separable_minimizer
 from tests.exact.relaxed import (
     NAMES,
     SIZE,
