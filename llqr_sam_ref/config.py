@@ -119,8 +119,8 @@ class LLQRConfig:
     fixed root mean square. Such steps do not shrink by themselves: let the learning rate decay to 0.
 
     Args:
-        structure: of U: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac" or "dense". Norms and
-            biases, having no two sides, get a diagonal under the three in the middle.
+        structure: of U: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac", "dense", or the name of
+            one that was registered. Norms and biases, having no two sides, get a diagonal under the third to fifth.
         solver: how U is found, with what only this solver reads: ``ClosedForm(...)`` or ``InnerLoop(...)``.
         every: K, training steps between refits; the first is before step 0.
         probes: k, micro-batches of the probe batch whose gradients are the probes.

@@ -33,11 +33,12 @@ from torch.optim import SGD, Optimizer
 from book.experiments.store import RESULTS, store
 from book.experiments.timing import Claim, Seconds, Share, Stopwatch, Work, row, table
 from llqr_sam_ref import LLQR, SAM, LLQRConfig, Monge, frozen_batch_stats
-from llqr_sam_ref.config import CHOICES, ClosedForm, InnerLoop
+from llqr_sam_ref.config import ClosedForm, InnerLoop
 from llqr_sam_ref.exact import lqr
 from llqr_sam_ref.nets.resnet import BasicBlock, ResNet, resnet18
 from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.curvature.linearization import Linearization
+from llqr_sam_ref.optim.structures import STRUCTURES, TwoSided
 
 Batch = tuple[Tensor, Tensor]
 Rows = list[dict[str, Any]]
@@ -347,8 +348,8 @@ def memory(options: Options, watch: Stopwatch) -> Rows:
         at_most = copies + 0.01  # a few numbers more
         rows.append(row(f"numbers kept a weight: {what}", kept, at_most=at_most, limit=f"{copies}.00"))
     for kind, make in (("U alone", LLQRConfig.published), ("U and its curvature", LLQRConfig)):
-        for name in CHOICES["structure"]:
-            two_sided = name in {"kronecker", "ekfac", "separable-ekfac"}
+        for name, structure in STRUCTURES.items():
+            two_sided = issubclass(structure, TwoSided)
             for side in (1024, None) if two_sided else (None,):
                 limit = f", max_side {side}" if side else ", both sides full" if two_sided else ""
                 kept = _stored(options, make(structure=name, max_side=side))

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
 from llqr_sam_ref.optim._model import CopiedLoss, undisturbed, unwrapped
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper
+from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors, match_sharding, widen
@@ -244,13 +245,14 @@ class LLQR(OptimizerWrapper):
             return uniforms
 
         with self._evaluated(inputs, targets, ranks, config.probes) as batch:
-            self._linearization = learn(
+            V, terms = batch.gradients(config.probe_vector, drawn)
+            learn(
                 [stack for stack in learned.stacks if stack.trainable],
-                batch,
+                V,
+                terms * ranks.world_size,
+                self._curvature(batch, terms),
                 config,
-                drawn,
-                self._linearization,
-                self.states,
+                Ranks() if batch.sharded else ranks,
                 self.own,
             )
         for group in self.param_groups:
@@ -263,6 +265,22 @@ class LLQR(OptimizerWrapper):
         loss, likelihood = self.loss_fn, self.likelihood
         with undisturbed(self.model):
             yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, ranks, sharded)
+
+    @contextmanager
+    def _linearized(self, batch: ProbeBatch) -> Iterator[Linearization]:
+        """The model linearized on a probe batch; what it holds of that is released at the end."""
+        self._linearization = linearized(self._linearization, batch, self.states)
+        try:
+            yield self._linearization
+        finally:
+            self._linearization.release()
+
+    @contextmanager
+    def _curvature(self, batch: ProbeBatch, terms: float) -> Iterator[Callable[[Vector], Vector]]:
+        """The product v -> G v of the inner loop."""
+        assert isinstance(self._config.solver, InnerLoop)
+        with self._linearized(batch) as here:
+            yield batch.product(self._config, self._config.solver, here, terms)
 
     def quadratic_gain(self, inputs: Any, targets: Any = None) -> float:
         """How much better U g is than g as a step on a held-out batch, by the quadratic model there.
@@ -291,11 +309,8 @@ class LLQR(OptimizerWrapper):
                 "model that is not, and ask there."
             )
         learned = self._preconditioner()
-        with self._evaluated(inputs, targets, Ranks(), probes=1) as batch:
-            self._linearization = linearized(self._linearization, batch, self.states)
-            gain = quadratic_gain(learned, self._linearization, fisher=self.likelihood is not None)
-            self._linearization.release()
-        return gain
+        with self._evaluated(inputs, targets, Ranks(), probes=1) as batch, self._linearized(batch) as here:
+            return quadratic_gain(learned, here, fisher=self.likelihood is not None)
 
     def report(self) -> list[BlockReport]:
         """What U does to the gradients that are there, block by block; waits for the device.

@@ -47,10 +47,10 @@ def check_entries(
     wanted = dict(expected.get(parameter, {}))
     if not entries or not (wanted or parameter.requires_grad):
         return  # what was learned before a parameter was frozen may wait until it is thawed
-    found = {name: tuple(value.shape) for name, value in entries.items() if isinstance(value, Tensor)}
-    if found != wanted:
+    saved = {name: tuple(value.shape) for name, value in entries.items() if isinstance(value, Tensor)}
+    if saved != wanted:
         raise ValueError(
-            f"state_dict has {found} for a parameter of shape {tuple(parameter.shape)}, but "
+            f"state_dict has {saved} for a parameter of shape {tuple(parameter.shape)}, but "
             f"structure={config.structure!r} with solver={type(config.solver).__name__} keeps {wanted}; build "
             "LLQR with the configuration it was saved with."
         )
