@@ -95,7 +95,7 @@ class Structure:
         """The shape of the remembered curvature c: one number per entry unless the structure sees more or less."""
         return shape
 
-    def curvature_sample(self, V: Float[np.ndarray, k * shape], bases: Bases) -> Array:
+    def curvature_sample(self, V: Float[np.ndarray, "k ..."], bases: Bases) -> Array:
         """The sum over k probes V_j of what one says about c: the entrywise squares of V_j, in the bases."""
         squares: Array = np.sum(V**2, axis=0)
         return squares
@@ -145,7 +145,7 @@ class Scalar(Structure):
         """The mean curvature: one number."""
         return (1,)
 
-    def curvature_sample(self, V: Float[np.ndarray, k * shape], bases: Bases) -> Array:
+    def curvature_sample(self, V: Float[np.ndarray, "k ..."], bases: Bases) -> Array:
         """The mean square of an entry, summed over the probes."""
         mean: Array = np.mean(np.sum(V**2, axis=0)).reshape(1)
         return mean
@@ -223,7 +223,7 @@ class Dense(Structure):
         """The whole matrix F of the block."""
         return (entries(shape), entries(shape))
 
-    def curvature_sample(self, V: Float[np.ndarray, k * shape], bases: Bases) -> Array:
+    def curvature_sample(self, V: Float[np.ndarray, "k ..."], bases: Bases) -> Array:
         """The sum over the probes of vec(V) vec(V)'."""
         flat = V.reshape(len(V), -1)
         outer: Array = flat.T @ flat
@@ -244,7 +244,7 @@ class TwoSided(Structure):
 
     two_sided = True
 
-    def curvature_sample(self, V: Float[np.ndarray, k * shape], bases: Bases) -> Array:
+    def curvature_sample(self, V: Float[np.ndarray, "k ..."], bases: Bases) -> Array:
         """The sum over the probes of (E_Psi' V E_Phi)^{o2}."""
         return super().curvature_sample(rotate(V, bases), bases)
 
