@@ -1,19 +1,21 @@
 """LLQR and LLQR+SAM, step by step, as pure functions: what any implementation must reproduce.
 
-One training step at weights w, with a base optimizer that is (Nesterov) heavy ball:
+One training step from weights w and gradient g, learning rate eta, decay wd, around a base optimizer whose update
+from a gradient v is base(v): here heavy ball, m <- beta m + v, base(v) = m, or v + beta m with Nesterov's look-ahead.
 
-    if due:   refit U at w                              closed form, or inner loop and moving average
-    g         gradient at w, or at w + epsilon          epsilon = rho U v/|U v|
-    acts_on "gradient":  S = rule(U g, g);  m <- beta m + S + wd w;  w <- w - eta (m, or S + wd w + beta m)
-    acts_on "update":    m <- beta m + g;  M = m, or g + beta m;  S = rule(U M, M);  w <- w - eta (S + wd w)
+    if a refit is due:       U <- refit at w                              ClosedForm, or InnerLoop and its average
+    with SAM around it:      g <- gradient at w + rho U g/|U g|
+    acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
+    acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
 
-The first is the authors' order; the second, with a fixed root mean square of S, is the default. Flat vectors
-everywhere; ``layers`` says how they split into arrays.
+The last line is the authors' order; the one above it, with a fixed root mean square of S, is the default.
+``training_step`` is this rule. Flat vectors everywhere; ``layers`` says how they split into arrays.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +25,7 @@ from numpy.typing import ArrayLike
 from llqr_sam_ref.config import CHOICES, ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import check_vector
+from llqr_sam_ref.exact.bases import Bases
 from llqr_sam_ref.exact.curvature_estimate import (
     CurvatureEstimate,
     minimizer,
@@ -33,7 +36,7 @@ from llqr_sam_ref.exact.curvature_estimate import (
 from llqr_sam_ref.exact.geometry import Learned, ascent_step
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.relaxation import Curvature, average, curvature_product, guard_signs, inner_loop
-from llqr_sam_ref.exact.structures import STRUCTURES, Bases, Layers, Shape, entries
+from llqr_sam_ref.exact.structures import STRUCTURES, Layers, Shape, entries
 
 
 @dataclass(frozen=True)
@@ -286,6 +289,44 @@ def update(
         M = g + base.beta * m if base.nesterov else m
         move = step_rule(config.step_rule, state.U.apply(M), M, state.shapes) + base.wd * state.w
     return replace(state, w=state.w - eta * move, m=m, steps=state.steps + 1)
+
+
+def training_step(
+    config: LLQRConfig,
+    state: State,
+    gradient: Callable[[Float[np.ndarray, " d"]], ArrayLike],
+    eta: float,
+    base: HeavyBall | None = None,
+    *,
+    rho: float = 0.0,
+    learn: Callable[[State], State] | None = None,
+) -> State:
+    """One training step of LLQR, or of LLQR+SAM: the rule at the top of this file, whole.
+
+    Args:
+        config: what LLQR does.
+        state: before the step.
+        gradient: w -> the gradient of the loss there, flat (d,).
+        eta: learning rate.
+        base: the base optimizer; none given means Nesterov momentum 0.9 without decay.
+        rho: radius of the perturbation, in weights; 0 is LLQR alone.
+        learn: state -> the state with U learned anew at its weights, called when a refit is due: ``refit`` with probes
+            and curvature; None never refits.
+
+    Returns:
+        The state after the step.
+
+    Raises:
+        ValueError: a gradient that does not fit or is not finite, a negative learning rate or radius.
+
+    Source: LLQR, arXiv 2605.04230; LLQR+SAM, arXiv 2605.16134; the book, chapter 21.
+    """
+    if learn is not None and refit_due(config, state):
+        state = learn(state)
+    g = gradient(state.w)
+    if rho:
+        g = gradient(state.w + perturbation(state.U, g, rho))
+    return update(config, state, g, eta, base)
 
 
 def perturbation(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llqr_sam_ref.exact import landscapes
+from llqr_sam_ref.exact.optima import separable_minimizer
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.relaxation import (
     average,
@@ -15,7 +16,7 @@ from llqr_sam_ref.exact.relaxation import (
     relaxed_gradient,
     relaxed_objective,
 )
-from llqr_sam_ref.exact.structures import EKFAC, STRUCTURES, Kronecker, separable_minimizer
+from llqr_sam_ref.exact.structures import EKFAC, STRUCTURES, Kronecker
 from tests.exact.relaxed import (
     NAMES,
     SIZE,
