@@ -1,4 +1,4 @@
-"""Losses with closed-form gradients and Hessians, small enough to draw.
+"""Losses small enough to draw, each with its gradient and Hessian, one after the other (hence the length).
 
 A point w has shape (..., d): leading axes are a batch of points. Complex points are let through, so that a
 derivative can be checked by a complex step.

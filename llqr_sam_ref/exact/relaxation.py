@@ -4,7 +4,7 @@ Instead of the controls u, the unknown is a matrix U of a fixed structure, u = -
 
     J(U) = -g'U g + 1/2 (U g)'(G + mu I)(U g),       s = U g,  z = (G + mu I) s - g,
 
-one curvature product a gradient: dJ = z' dU g. The inner loop runs it as the authors' code does: non-finite
+one curvature product per gradient: dJ = z' dU g. The inner loop runs it as the authors' code does: non-finite
 entries replaced, each stored array clipped on its own, heavy ball, warm start, then a moving average.
 """
 

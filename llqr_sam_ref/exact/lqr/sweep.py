@@ -1,13 +1,7 @@
-"""Time-varying linear-quadratic control with cross and affine terms, solved exactly.
+"""The linear-quadratic problem, solved exactly: one sweep backwards and one forwards.
 
-The problem, for stages i = 0, ..., N-1 and a given first state x_0:
-
-    minimize over u_0, ..., u_{N-1}
-        sum_i [ 1/2 x_i' Q_i x_i + 1/2 u_i' R_i u_i + u_i' M_i x_i + q_i' x_i + r_i' u_i ]
-        + 1/2 x_N' Q_N x_N + q_N' x_N
-    subject to x_{i+1} = A_i x_i + B_i u_i.
-
-One sweep backwards turns it into N small problems, one sweep forwards reads the controls off:
+The sweep backwards turns ``Problem`` into N small problems, stage i = N-1 first; the sweep forwards reads the
+controls off:
 
     R~_i = R_i + B_i' P_{i+1} B_i        M~_i = M_i + B_i' P_{i+1} A_i
     K_i  = -R~_i^{-1} M~_i               k_i  = -R~_i^{-1} (r_i + B_i' p_{i+1})
@@ -128,19 +122,19 @@ def riccati(problem: Problem) -> Sweep:
     Source: Anderson and Moore (1990), chapter 2; LLQR, arXiv 2605.04230, section 4.
     """
     P, p, size = problem.Q[-1], problem.q[-1], float(np.linalg.norm(problem.Q[-1]))
-    found: list[_Stage] = []
+    stages: list[_Stage] = []
     for i in reversed(range(problem.horizon)):
-        found.insert(0, _backward_stage(problem, i, P, p, size))
-        P, p, size = found[0].P, found[0].p, found[0].size
+        stages.insert(0, _backward_stage(problem, i, P, p, size))
+        P, p, size = stages[0].P, stages[0].p, stages[0].size
     return Sweep(
-        R_tilde=tuple(stage.R_tilde for stage in found),
-        M_tilde=tuple(stage.M_tilde for stage in found),
-        K=tuple(stage.K for stage in found),
-        k=tuple(stage.k for stage in found),
-        P=(*(stage.P for stage in found), problem.Q[-1]),
-        p=(*(stage.p for stage in found), problem.q[-1]),
-        constant=-0.5 * sum(stage.saved for stage in found),
-        stage_inertia=tuple(stage.inertia for stage in found),
+        R_tilde=tuple(stage.R_tilde for stage in stages),
+        M_tilde=tuple(stage.M_tilde for stage in stages),
+        K=tuple(stage.K for stage in stages),
+        k=tuple(stage.k for stage in stages),
+        P=(*(stage.P for stage in stages), problem.Q[-1]),
+        p=(*(stage.p for stage in stages), problem.q[-1]),
+        constant=-0.5 * sum(stage.saved for stage in stages),
+        stage_inertia=tuple(stage.inertia for stage in stages),
     )
 
 
