@@ -78,7 +78,7 @@ class Metric:
         """G written out.
 
         Args:
-            d: number of coordinates.
+            d: number of weights.
 
         Returns:
             G, shape (d, d), after the leading axes of the metric if it has any.
@@ -326,8 +326,8 @@ def ascent_step(
     Args:
         vector: ascent vector v, shape (..., d); the gradient g for SAM.
         rho: radius, in the metric's unit of length (dual) or in weights (euclidean).
-        metric: G.
-        norm: "dual" or "euclidean".
+        metric: the metric G.
+        norm: what has length rho, "dual" for the metric's length or "euclidean".
 
     Returns:
         epsilon, shape (..., d).
@@ -351,8 +351,8 @@ def scaled_step(
     Args:
         v: ascent vector, shape (..., d).
         solved: G^{-1} v, shape (..., d).
-        rho: radius.
-        norm: "dual" or "euclidean".
+        rho: radius, in the metric's unit of length (dual) or in weights (euclidean).
+        norm: what has length rho, "dual" for the metric's length or "euclidean".
 
     Returns:
         epsilon, shape (..., d).
@@ -377,7 +377,7 @@ def ascent_gain(
     Args:
         gradient: g, shape (..., d).
         rho: radius, in the metric's unit of length.
-        metric: G.
+        metric: the metric G.
 
     Returns:
         The rise, in units of loss, shape (...).
@@ -403,7 +403,7 @@ def metric_length(
 
     Args:
         v: displacement, shape (..., d), in units of weights.
-        metric: G.
+        metric: the metric G.
 
     Returns:
         The length, shape (...).

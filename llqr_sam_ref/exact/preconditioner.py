@@ -31,7 +31,7 @@ class Block:
 
     Args:
         structure: which family of matrices.
-        shape: of the block: (p,) or (output side, input side).
+        shape: shape of the block, (p,) or (output side, input side).
         arrays: the stored arrays, by factor name.
         positive: whether the arrays are logarithms and roots (see the module) instead of the factors.
     """
@@ -108,7 +108,7 @@ class Preconditioner:
         """The preconditioned vector s = U g.
 
         Args:
-            g: flat vector.
+            g: flat vector (d,).
 
         Returns:
             s, shape (d,).
@@ -123,8 +123,8 @@ class Preconditioner:
         """The gradient of z'U g in every stored array of every block, z and g held fixed.
 
         Args:
-            g: what U acts on.
-            z: what is pulled back, for the relaxed objective z = (G + mu I) s - g.
+            g: the vector that U acts on, flat (d,).
+            z: the vector that is pulled back, flat (d,); for the relaxed objective z = (G + mu I) s - g.
 
         Returns:
             One mapping per block, with the names and shapes of its stored arrays.

@@ -55,9 +55,9 @@ class Dense:
     It is bilinear, so Q = R = 0, and M, the costate itself, carries all of its curvature.
 
     Attributes:
-        inputs: width of x.
-        outputs: width of f.
-        bias: whether there is a b.
+        inputs: width of the state x.
+        outputs: width of the next state f.
+        bias: whether the stage has a bias b.
 
     Source: book, chapter 14 (which stage contributes what).
     """

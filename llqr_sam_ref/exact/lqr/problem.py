@@ -123,7 +123,7 @@ class Problem:
         """The same stage N times: a time-invariant problem.
 
         Args:
-            stages: N, at least 1.
+            stages: N, the number of stages, at least 1.
             A: the square matrix A of every stage.
             B: the matrix B of every stage.
             Q: the state cost Q of every stage.
@@ -295,7 +295,7 @@ def random_problem(
     """A random well-scaled problem with all terms present, to test or to time the sweep.
 
     Args:
-        stages: N.
+        stages: N, the number of stages.
         state: the size of every x_i.
         control: the size of every u_i.
         rng: the source of randomness.

@@ -46,9 +46,9 @@ class Sweep:
         R_tilde: R~_i, the stage matrices: Hessians in u_i of all that follows.
         M_tilde: M~_i, the cross terms with tomorrow's price included.
         K: feedback gains, u_i = K_i x_i + k_i.
-        k: feedforward controls.
+        k: feedforward controls k_i (u_i,).
         P: value matrices, V_i(x) = 1/2 x'P_i x + p_i'x + constant.
-        p: value slopes.
+        p: value slopes p_i (x_i,).
         constant: the constant of V_0, -1/2 sum_i h_i' R~_i^{-1} h_i with h_i = r_i + B_i'p_{i+1}.
         stage_inertia: signs of the eigenvalues of each R~_i.
     """
@@ -157,9 +157,9 @@ def _backward_stage(problem: Problem, i: int, P: Array, p: Array, size: float) -
 
     Args:
         problem: the problem.
-        i: the stage.
-        P: P_{i+1}.
-        p: p_{i+1}.
+        i: index of the stage.
+        P: P_{i+1}, tomorrow's value matrix.
+        p: p_{i+1}, tomorrow's value slope.
         size: norm of the terms that were added up in P_{i+1}. It is known to eps * size, and a pivot of R~_i
             smaller than what this rounding makes of it is no pivot.
 
@@ -202,10 +202,10 @@ def _stage_gains(R_tilde: Array, F: Array, signs: Array, H: Array) -> tuple[Arra
     is badly conditioned it is not.
 
     Args:
-        R_tilde: the stage matrix.
-        F: its factor.
+        R_tilde: the stage matrix R~ (u, u).
+        F: its factor (u, u).
         signs: the signs between the factors.
-        H: right-hand sides, as columns.
+        H: right-hand sides as columns (u, columns).
 
     Returns:
         The gains -R~^{-1} H, and V with F diag(signs) V = -H.
