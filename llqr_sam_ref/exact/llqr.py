@@ -3,7 +3,7 @@
 One training step from weights w and gradient g, learning rate eta, decay wd, around a base optimizer whose update
 from a gradient v is base(v): here heavy ball, m <- beta m + v, base(v) = m, or v + beta m with Nesterov's look-ahead.
 
-    if a refit is due:       U <- refit at w                              ClosedForm, or InnerLoop and its average
+    if a refit is due:       U <- refit at w               ClosedForm, or InnerLoop and its average
     with SAM around it:      g <- gradient at w + rho U g/|U g|
     acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
     acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
