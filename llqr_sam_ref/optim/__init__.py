@@ -1,5 +1,9 @@
 """Optimizers for PyTorch: SAM under any metric, and LLQR, as torch.optim citizens."""
 
+from llqr_sam_ref.errors import needs
+
+needs("torch", "torch")
+
 from llqr_sam_ref.config import ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.optim.batchnorm import frozen_batch_stats
 from llqr_sam_ref.optim.llqr import LLQR

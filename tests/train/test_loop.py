@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from llqr_sam_ref.train import seeds
-from llqr_sam_ref.train.config import OPTIMIZERS, TrainConfig
+from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.loop import Trainer
+from llqr_sam_ref.train.methods import METHODS
 from llqr_sam_ref.train.presets import configured
 from llqr_sam_ref.train.schedule import learning_rate
 from tests.train import files
-from tests.train.runs import QUIET, small, steps, trainer, weights
+from tests.train.runs import QUIET, read_by, small, steps, trainer, weights
 
-methods = pytest.mark.parametrize("method", OPTIMIZERS)
+methods = pytest.mark.parametrize("method", METHODS)
 
 
 def same(a: list[Tensor], b: list[Tensor], tolerance: float = 0.0) -> bool:
@@ -97,7 +98,7 @@ def test_rounding_does_not_choose_the_bases() -> None:
 
 @methods
 def test_every_method_goes_down(method: str) -> None:
-    run = trainer(small(method, epochs=20, rho=0.01, augment=()))
+    run = trainer(small(method, epochs=20, augment=(), **read_by(method, rho=0.01)))
     losses = []
     for _ in range(run.steps):
         run.train_step()
@@ -177,8 +178,9 @@ def test_meters_add_up_training_loss_and_accuracy() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
 @pytest.mark.parametrize("method", ["sgd", "sam", "m-sam", "llqr-sam"])
 def test_precisions_stay_near_the_widest(method: str, precision: str) -> None:
-    wide = trainer(small(method, rho=0.01))
-    narrow = trainer(small(method, rho=0.01, precision=precision))
+    settings = read_by(method, rho=0.01)
+    wide = trainer(small(method, **settings))
+    narrow = trainer(small(method, precision=precision, **settings))
     for run in (wide, narrow):
         for _ in range(3):
             run.train_step()
@@ -258,7 +260,8 @@ def test_parts_of_different_length_count_by_their_targets(tmp_path: Path) -> Non
 )
 @pytest.mark.parametrize("method", ["sam", "llqr-sam"])
 def test_other_tasks_train(preset: str, settings: dict[str, Any], method: str) -> None:
-    base = {**QUIET, "train_examples": 40, "batch_size": 32, "probe_size": 32, "epochs": 1, "warmup": "0"}
+    base = {**QUIET, "train_examples": 40, "batch_size": 32, "epochs": 1, "warmup": "0"}
+    base |= read_by(method, probe_size=32)
     run = trainer(configured(preset, method).replace(**{**base, **settings}))
     before = weights(run)
     run.train_step()
@@ -286,7 +289,7 @@ def test_both_passes_drop_the_same_units() -> None:
         "model_args": ("width=8", "depth=1", "heads=2", "dropout=0.5"),
         "data_args": ("p=11",),
     }
-    base = {"batch_size": 32, "epochs": 1, "precision": "float64", "probe_size": 32}
+    base = {"batch_size": 32, "epochs": 1, "precision": "float64"}
     config = configured("grokking-small", "sam").replace(**{**settings, **base, "rho": 0.0})
     plain = configured("grokking-small", "adamw").replace(**{**settings, **base})
     assert same(steps(config, 1), steps(plain, 1))

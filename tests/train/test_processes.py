@@ -17,7 +17,7 @@ from llqr_sam_ref.train import checkpoint, cli, record
 from llqr_sam_ref.train.config import MachineConfig
 from llqr_sam_ref.train.loop import Trainer
 from llqr_sam_ref.train.presets import configured
-from llqr_sam_ref.train.ranks import Ranks, device_of, started
+from llqr_sam_ref.train.ranks import RunRanks, device_of, started
 from llqr_sam_ref.train.run import train
 from tests.optim._ranks import run_on_ranks
 from tests.train import files
@@ -71,8 +71,8 @@ def test_torchrun_equals_one_process(tmp_path: Path, method: str) -> None:
 # The same with less around it.
 
 
-def ranks_of(rank: int, count: int) -> Ranks:
-    return Ranks(rank, count, torch.device("cpu"))
+def ranks_of(rank: int, count: int) -> RunRanks:
+    return RunRanks(rank=rank, world_size=count)
 
 
 def several_steps(
@@ -239,7 +239,7 @@ def test_devices_that_are_not_there_are_named() -> None:
 
 def test_shares_are_fair() -> None:
     for n in range(20):
-        shares = [Ranks(rank, 3).share(n) for rank in range(3)]
+        shares = [RunRanks(rank=rank, world_size=3).share(n) for rank in range(3)]
         lengths = [s.stop - s.start for s in shares]
         assert sum(lengths) == n
         assert max(lengths) - min(lengths) <= 1

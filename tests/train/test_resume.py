@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from llqr_sam_ref.train import checkpoint, record
-from llqr_sam_ref.train.config import OPTIMIZERS, TrainConfig
+from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.loop import Trainer
+from llqr_sam_ref.train.methods import METHODS
 from llqr_sam_ref.train.presets import configured
 from llqr_sam_ref.train.run import Stopped, train
 from tests.train.runs import QUIET, saved_tensors, small, trainer, weights
@@ -35,7 +36,7 @@ def through_a_file(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5])
-@pytest.mark.parametrize("method", OPTIMIZERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_on_bit_for_bit(tmp_path: Path, method: str, stop: int) -> None:
     config = small(method, accumulate=2, weight_decay=1e-3)
     whole, first = trainer(config), trainer(config)
