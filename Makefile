@@ -3,17 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Other people's training loops stay out of the book's environment: nothing there may come to need them.
+CLIENTS := .venv-clients
+CLIENTS_READY := $(CLIENTS)/.ready
 
 # One thread each: small matrices gain nothing from more, results repeat, and timings mean something.
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: book test lab lint bench clean help
+.PHONY: book test clients lab lint bench clean help
 
 help:
 	@echo "make book   execute and render the book into _build/html"
 	@echo "make test   run every test, the built site included"
+	@echo "make clients  run our optimizers in Lightning, Accelerate, Trainer, timm, PEFT (own environment)"
 	@echo "make lint   ruff and the type checker"
 	@echo "make bench  measure what the methods cost, beside a plain loop and a peer (twenty minutes)"
 	@echo "make lab    open the chapters in JupyterLab"
@@ -31,6 +35,15 @@ book: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+$(CLIENTS_READY): requirements.txt requirements-clients.txt pyproject.toml
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -q -c requirements.txt -r requirements-clients.txt
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+clients: $(CLIENTS_READY)
+	$(CLIENTS)/bin/python -m pytest tests/clients -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

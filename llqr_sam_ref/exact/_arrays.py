@@ -1,10 +1,12 @@
-"""What bad arrays get: an error that names the argument, what is wrong with it and the remedy."""
+"""Arrays of the book: one type, what bad ones get (an error that names the argument and the remedy), safe lengths."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
+
+Array = Float[np.ndarray, "..."]
 
 
 def _as_real(argument: str, value: ArrayLike) -> Float[np.ndarray, " ..."]:
@@ -34,10 +36,19 @@ def check_points(
         ValueError: wrong shape, not real, NaN or infinite; the message names the argument and the remedy.
     """
     array = _as_real(argument, value)
-    wanted = f"(..., {'d' if dimension is None else dimension})"
-    if array.ndim < 1 or array.shape[-1] < 1 or (dimension is not None and array.shape[-1] != dimension):
-        raise ValueError(f"{argument} has shape {array.shape}; pass an array of shape {wanted}.")
+    check_last_axis(argument, array, dimension)
     return array
+
+
+def check_last_axis(argument: str, array: Array, dimension: int | None = None) -> None:
+    """See that an array has shape (..., d), with d = ``dimension`` where that is given.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if array.ndim < 1 or array.shape[-1] < 1 or (dimension is not None and array.shape[-1] != dimension):
+        wanted = f"(..., {'d' if dimension is None else dimension})"
+        raise ValueError(f"{argument} has shape {array.shape}; pass an array of shape {wanted}.")
 
 
 def check_vector(argument: str, value: ArrayLike, size: int | None = None) -> Float[np.ndarray, " d"]:
@@ -120,3 +131,20 @@ def check_preconditioner(argument: str, U: ArrayLike) -> Float[np.ndarray, "d d"
             f"{argument}[{index}]={diagonal[index]} is not positive; pass positive entries (clip or damp U)."
         )
     return diagonal
+
+
+def dot(a: Float[np.ndarray, "*batch d"], b: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch 1"]:
+    """A . b over the last axis, which is kept."""
+    return np.asarray((a * b).sum(axis=-1, keepdims=True))
+
+
+def size(v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch 1"]:
+    """Largest |v_i|, or 1 where v = 0; dividing by it first keeps squares from overflow and underflow."""
+    largest = np.abs(v).max(axis=-1, keepdims=True)
+    return np.where(largest == 0, 1.0, largest)
+
+
+def length(v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch 1"]:
+    """|v| over the last axis, which is kept, without overflow or underflow."""
+    scale = size(v)
+    return np.asarray(scale * np.sqrt(dot(v / scale, v / scale)))

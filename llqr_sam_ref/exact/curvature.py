@@ -16,12 +16,11 @@ from jaxtyping import Complex, Float
 from numpy.typing import ArrayLike
 
 from llqr_sam_ref.errors import check_choice
-from llqr_sam_ref.exact._arrays import check_matrix, check_vector
+from llqr_sam_ref.exact._arrays import Array, check_matrix, check_vector
 from llqr_sam_ref.exact.lqr import dense
 from llqr_sam_ref.exact.network import Network, layerwise_lqr
 from llqr_sam_ref.exact.stages import block_diagonal
 
-Array = Float[np.ndarray, "..."]
 STEP = 1e-30
 
 

@@ -20,23 +20,11 @@ import numpy as np
 from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_choice, check_count, check_number
+from llqr_sam_ref.exact._arrays import Array
+from llqr_sam_ref.exact.bases import Bases, Basis, carry_diagonal, eigenbasis
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner
 from llqr_sam_ref.exact.relaxation import check_probes
-from llqr_sam_ref.exact.structures import (
-    STRUCTURES,
-    TWO_SIDED,
-    Array,
-    Shape,
-    Structure,
-    entries,
-    structure_for,
-)
-
-Basis = Float[np.ndarray, "side side"] | None
-Bases = tuple[Basis, Basis]
-
-SEPARABLE_SWEEPS = 5
-RIDGE = 1e-7
+from llqr_sam_ref.exact.structures import STRUCTURES, Shape, Structure, entries, structure_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +48,7 @@ class Estimate:
     @property
     def trace(self) -> float:
         """The trace of F on this array's weights."""
-        if self.structure.name == "scalar":
-            return float(self.c[0]) * entries(self.shape)
-        return float(np.trace(self.c) if self.structure.name == "dense" else np.sum(self.c))
+        return self.structure.trace(self.c, self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +95,11 @@ def no_curvature(shapes: Sequence[Shape], structure: str, max_side: int | None =
         check_count("max_side", max_side, low=0)
     estimates = []
     for shape in map(tuple, shapes):
-        kind, p = structure_for(structure, shape), entries(shape)
-        c = np.zeros({"scalar": (1,), "dense": (p, p)}.get(kind.name, shape))
+        kind = structure_for(structure, shape)
+        c = np.zeros(kind.curvature_shape(shape))
         bases: Bases = (None, None)
         grams: Bases = (None, None)
-        if kind.name in TWO_SIDED:
+        if kind.two_sided:
             rows, columns = (side if max_side is None or side <= max_side else None for side in shape)
             bases = (_eye(rows), _eye(columns))
             grams = (_zeros(rows), _zeros(columns))
@@ -159,55 +145,6 @@ def basis_due(refit: int, basis_every: int) -> bool:
         True if it does.
     """
     return refit <= 2 or refit % basis_every == 0
-
-
-def eigenbasis(gram: Float[np.ndarray, "side side"]) -> Basis:
-    """The eigenvectors of a Gram matrix, as columns, eigenvalues rising; None if the matrix is zero.
-
-    Args:
-        gram: symmetric, positive semidefinite.
-
-    Returns:
-        An orthogonal matrix. The matrix is divided by its trace first, so that its scale does not matter, and
-        gets a diagonal that rises from 1e-7 to 2e-7: without it rounding would choose the vectors where an
-        eigenvalue occurs more than once, as in directions that no gradient has had yet.
-    """
-    trace = float(np.trace(gram))
-    if trace <= 0:
-        return None
-    ridge = RIDGE * np.linspace(1, 2, len(gram))
-    vectors: Float[np.ndarray, "side side"] = np.linalg.eigh(gram / trace + np.diag(ridge))[1]
-    return vectors
-
-
-def carry_diagonal(c: Float[np.ndarray, "m n"], old: Bases, new: Bases) -> Float[np.ndarray, "m n"]:
-    """The diagonal c of a matrix in the old bases, as a diagonal in the new ones, off-diagonals unknown.
-
-    c <- (E_Psi,new' E_Psi,old)^{o2} c ((E_Phi,new' E_Phi,old)^{o2})', entrywise squares: sum c is kept.
-
-    Args:
-        c: diagonal in the old bases, in the array's shape.
-        old: E_Psi and E_Phi that c belongs to; None stands for the identity, on a side that keeps it.
-        new: E_Psi and E_Phi to carry it to.
-
-    Returns:
-        The diagonal in the new bases.
-
-    Source: the book, chapter 18; the diagonal of R'diag(c)R for R = E_old' E_new.
-    """
-    if old[0] is not None and new[0] is not None:
-        c = (new[0].T @ old[0]) ** 2 @ c
-    if old[1] is not None and new[1] is not None:
-        c = c @ ((new[1].T @ old[1]) ** 2).T
-    return c
-
-
-def _rotate(V: Float[np.ndarray, "k m n"], bases: Bases) -> Float[np.ndarray, "k m n"]:
-    if bases[0] is not None:
-        V = bases[0].T @ V
-    if bases[1] is not None:
-        V = V @ bases[1]
-    return V
 
 
 def update_curvature(
@@ -264,24 +201,12 @@ def update_curvature(
         zip(curvature.estimates, np.split(probes, stops[:-1], axis=1), strict=True)
     ):
         V = flat.reshape(-1, *estimate.shape)
-        if draw and estimate.structure.name in TWO_SIDED:
+        if draw and estimate.structure.two_sided:
             given = None if bases is None else bases[index]
             estimate = _turn(estimate, V, scale, gain_basis, given)
-        sample = _sample(estimate, V) * (scale / len(V))
+        sample = estimate.structure.curvature_sample(V, estimate.bases) * (scale / len(V))
         estimates.append(replace(estimate, c=estimate.c + gain * (sample - estimate.c)))
     return CurvatureEstimate(tuple(estimates), refit, drawn)
-
-
-def _sample(estimate: Estimate, V: Float[np.ndarray, "k ..."]) -> Array:
-    """sum_j of what one probe says about c."""
-    if estimate.structure.name == "dense":
-        flat = V.reshape(len(V), -1)
-        outer: Array = flat.T @ flat
-        return outer
-    if estimate.structure.name in TWO_SIDED:
-        V = _rotate(V, estimate.bases)
-    squares: Array = np.sum(V**2, axis=0)
-    return np.mean(squares).reshape(1) if estimate.structure.name == "scalar" else squares
 
 
 def _turn(
@@ -332,31 +257,6 @@ def relative_damping(curvature: CurvatureEstimate, delta: float) -> float:
     return check_number("delta", delta, low=0.0) * curvature.trace / curvature.size
 
 
-def separable_minimizer(
-    c: Float[np.ndarray, "m n"],
-) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " n"]]:
-    """The minimizer d_Psi d_Phi' of E J over rank-one diagonals, by five alternating sweeps from ones.
-
-    E J = sum_ij [-a_i b_j + 1/2 c_ij a_i^2 b_j^2], a = d_Psi, b = d_Phi; each sweep solves for a, then b:
-
-        a_i = sum_j b_j / sum_j c_ij b_j^2,        b_j = sum_i a_i / sum_i c_ij a_i^2.
-
-    Args:
-        c: damped curvature, positive, shape (m, n).
-
-    Returns:
-        d_Psi (m,) and d_Phi (n,), both positive; exact after one sweep where c has rank one.
-
-    Source: block coordinate descent on the objective of thm-random-probe-optimum.
-    """
-    b = np.ones(c.shape[1])
-    a = np.ones(c.shape[0])
-    for _ in range(SEPARABLE_SWEEPS):
-        a = np.sum(b) / (c @ b**2)
-        b = np.sum(a) / (c.T @ a**2)
-    return a, b
-
-
 def minimizer(curvature: CurvatureEstimate, mu: float) -> Preconditioner:
     """The minimizer of E J, white probes, in each array's structure: U = E diag(1/(c + mu)) E' and its kin.
 
@@ -378,28 +278,11 @@ def minimizer(curvature: CurvatureEstimate, mu: float) -> Preconditioner:
     mu = check_number("mu", mu, low=0.0, open_low=True)
     return Preconditioner(
         tuple(
-            Block(estimate.structure, estimate.shape, _factors(estimate, mu))
+            Block(
+                estimate.structure,
+                estimate.shape,
+                estimate.structure.minimizer(estimate.c, mu, estimate.bases),
+            )
             for estimate in curvature.estimates
         )
     )
-
-
-def _factors(estimate: Estimate, mu: float) -> dict[str, Array]:
-    name, damped = estimate.structure.name, estimate.c + mu
-    if name == "scalar":
-        return {"u": 1 / damped}
-    if name == "diagonal":
-        return {"d": 1 / damped}
-    if name == "dense":
-        inverse = np.linalg.inv(estimate.c + mu * np.eye(len(estimate.c)))
-        return {"U": (inverse + inverse.T) / 2}
-    E_Psi, E_Phi = (
-        np.eye(side) if basis is None else basis
-        for side, basis in zip(estimate.shape, estimate.bases, strict=True)
-    )
-    if name == "ekfac":
-        return {"E_Phi": E_Phi, "E_Psi": E_Psi, "D": 1 / damped}
-    d_Psi, d_Phi = separable_minimizer(damped)
-    if name == "separable-ekfac":
-        return {"E_Phi": E_Phi, "E_Psi": E_Psi, "d_Phi": d_Phi, "d_Psi": d_Psi}
-    return {"Phi": (E_Phi * d_Phi) @ E_Phi.T, "Psi": (E_Psi * d_Psi) @ E_Psi.T}

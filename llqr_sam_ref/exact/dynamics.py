@@ -5,8 +5,9 @@ Every method here is one step of the form
     w <- w - eta U grad L(w + epsilon),     epsilon the seam of ``geometry`` at the gradient g,
 
 with heavy-ball momentum on U grad L if beta > 0. U is frozen: a slow preconditioner is the inverse of an
-average curvature, one that has caught up is the inverse of the local curvature. ``stability`` says in closed
-form what these iterations do, ``orbits`` finds the same numbers by iterating.
+average curvature, one that has caught up is the inverse of the local curvature. A method holds its perturbation, a
+perturbation holds its metric. ``stability`` says in closed form what these iterations do, ``orbits`` finds the same
+numbers by iterating.
 """
 
 from __future__ import annotations
@@ -18,99 +19,131 @@ import numpy as np
 from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_choice, check_count, check_number
-from llqr_sam_ref.exact._arrays import check_points, check_preconditioner
-from llqr_sam_ref.exact.geometry import apply_U, scaled_step
-from llqr_sam_ref.exact.landscapes import Array, Landscape
-from llqr_sam_ref.exact.stability import (
-    contrast,
-    contrast_limit,
-    cycle_multipliers,
-    monge_basin_radius,
-    monge_cycle_amplitude,
-    pothole_multiplier,
-    sam_basin_radius,
-    sam_cycle_amplitude,
-    sam_loss_floor,
-    step_limit,
-    unnormalized_saddle_threshold,
-    valley_drift,
-)
+from llqr_sam_ref.exact._arrays import Array, check_points, check_preconditioner, dot
+from llqr_sam_ref.exact.geometry import EUCLIDEAN, Metric, Preconditioned, apply_U, scaled_step
+from llqr_sam_ref.exact.landscapes import Landscape
 
-__all__ = [  # the closed forms that go with the iterations are offered here too
-    "Method",
-    "clipped_sam",
-    "contrast",
-    "contrast_limit",
-    "cycle_multipliers",
-    "gd",
-    "llqr_sam",
-    "monge_basin_radius",
-    "monge_cycle_amplitude",
-    "monge_sam",
-    "orbit",
-    "perturbation",
-    "pothole_multiplier",
-    "preconditioned_gd",
-    "sam",
-    "sam_basin_radius",
-    "sam_cycle_amplitude",
-    "sam_loss_floor",
-    "step",
-    "step_limit",
-    "trajectory",
-    "unnormalized_saddle_threshold",
-    "unnormalized_sam",
-    "valley_drift",
-]
-
-NORMS = ("euclidean", "dual", "none", "clipped")
 Noise = Callable[[int, tuple[int, ...]], Array] | Array
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbation:
+    """Where a method asks for the gradient: epsilon of a radius under a metric.
+
+    Args:
+        rho: radius, in the unit that the kind of perturbation says.
+        metric: G.
+
+    Raises:
+        ValueError: a radius that is negative or not finite.
+
+    Source: the book, (1.2).
+    """
+
+    rho: float
+    metric: Metric = EUCLIDEAN
+
+    def __post_init__(self) -> None:
+        check_number("rho", self.rho, low=0.0)
+
+    def __call__(self, g: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
+        """The perturbation epsilon at a gradient that is trusted; a zero gradient gives a zero perturbation.
+
+        Raises:
+            NotImplementedError: on the base class, which has no length.
+        """
+        raise NotImplementedError
+
+
+class Normalized(Perturbation):
+    """epsilon = rho G^{-1} g/|G^{-1} g|, rho in weights: SAM, and LLQR+SAM as the authors have it."""
+
+    def __call__(self, g: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
+        """The steepest direction at Euclidean length rho."""
+        return scaled_step(g, self.metric.solve(g), self.rho, "euclidean")
+
+
+@dataclass(frozen=True, eq=False)
+class Steepest(Perturbation):
+    """The steepest step of length rho under G + alpha^2 g g^T, rho in the metric's unit of length.
+
+    epsilon = rho p/sqrt(g^T p) with p = G^{-1} g/(1 + alpha^2 g^T G^{-1} g): by Sherman-Morrison at g itself, so that
+    no digit cancels on steep ground.
+
+    Args:
+        rho: radius.
+        metric: G.
+        alpha: Monge strength, in weights per loss.
+
+    Raises:
+        ValueError: a radius or strength that is negative or not finite.
+
+    Source: the book, (1.2), (10.2) and prop-rank-one-metric; arXiv 2502.08448, eq. 9.
+    """
+
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("alpha", self.alpha, low=0.0)
+
+    def __call__(self, g: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
+        """The seam under G + alpha^2 g g^T."""
+        p = self.metric.solve(g)
+        if self.alpha > 0:
+            p = p / (1 + self.alpha**2 * dot(g, p))
+        return scaled_step(g, p, self.rho, "dual")
+
+
+class Unnormalized(Perturbation):
+    """epsilon = rho G^{-1} g, rho a factor. Source: Andriushchenko and Flammarion 2022; the book, (6.4)."""
+
+    def __call__(self, g: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
+        """A multiple of G^{-1} g."""
+        return np.asarray(self.rho * self.metric.solve(g))
+
+
+class Clipped(Normalized):
+    """``Normalized`` at radius min(rho, rho/|g|): M-SAM's bounds without its metric. Source: the book, chapter 12."""
+
+    def __call__(self, g: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
+        """The steepest direction, shorter on steep ground."""
+        return np.asarray(super().__call__(g) / np.maximum(1.0, np.linalg.norm(g, axis=-1, keepdims=True)))
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
     """One optimizer: its step and its perturbation.
 
-    euclidean: epsilon = rho U g/|U g|
-    dual:      epsilon = rho U g/sqrt(q (1 + alpha^2 q)), q = g^T U g
-    none:      epsilon = rho U g
-    clipped:   euclidean with radius min(rho, rho/|g|)
-
     Args:
         name: what to call it.
         eta: step size.
-        rho: radius of the perturbation, in weights (dual: in the metric's unit of length; none: a factor).
-        alpha: Monge strength, weights per loss; needs norm="dual", whose metric is U^{-1} + alpha^2 g g^T.
-        U: inverse preconditioner, diagonal (d,) or positive definite (d, d); the identity if None.
-        norm: "euclidean", "dual", "none" or "clipped".
+        ascent: the perturbation, with a metric of its own; None asks at w itself.
+        U: inverse preconditioner of the step, diagonal (d,) or positive definite (d, d); the identity if None.
         beta: heavy-ball momentum, 0 <= beta < 1.
-        ascent_U: U of the perturbation where it is not that of the step (for ablations).
 
     Raises:
-        ValueError: a number out of range, a U that is not positive definite, or alpha without norm="dual".
+        ValueError: a number out of range, or a U that is not positive definite.
 
-    Source: the book, (1.2) and chapter 21; the closed form of the dual norm is prop-rank-one-metric.
+    Source: the book, (1.2) and chapter 21.
     """
 
     name: str
     eta: float
-    rho: float = 0.0
-    alpha: float = 0.0
+    ascent: Perturbation | None = None
     U: Array | None = None
-    norm: str = "euclidean"
     beta: float = 0.0
-    ascent_U: Array | None = None  # noqa: N815
 
     def __post_init__(self) -> None:
         check_number("eta", self.eta, low=0.0)
-        check_number("rho", self.rho, low=0.0)
         check_number("beta", self.beta, low=0.0, high=1.0, open_high=True)
-        check_choice("norm", self.norm, NORMS)
-        if check_number("alpha", self.alpha, low=0.0) > 0 and self.norm != "dual":
-            raise ValueError(f'alpha={self.alpha} has no effect with norm={self.norm!r}; pass norm="dual".')
-        for field in ("U", "ascent_U"):
-            if getattr(self, field) is not None:
-                object.__setattr__(self, field, check_preconditioner(field, getattr(self, field)))
+        if self.U is not None:
+            object.__setattr__(self, "U", check_preconditioner("U", self.U))
+
+    @property
+    def rho(self) -> float:
+        """The radius of the perturbation; 0 without one."""
+        return 0.0 if self.ascent is None else self.ascent.rho
 
 
 def gd(eta: float, beta: float = 0.0) -> Method:
@@ -120,22 +153,22 @@ def gd(eta: float, beta: float = 0.0) -> Method:
 
 def sam(eta: float, rho: float, beta: float = 0.0) -> Method:
     """SAM, epsilon = rho g/|g|. Source: Foret et al. 2021, eq. 2; the book, (5.2) and (5.3)."""
-    return Method("SAM", eta, rho, beta=beta)
+    return Method("SAM", eta, Normalized(rho), beta=beta)
 
 
 def unnormalized_sam(eta: float, rho: float, beta: float = 0.0) -> Method:
     """Unnormalized SAM, epsilon = rho g. Source: Andriushchenko and Flammarion 2022; the book, (6.4)."""
-    return Method("unnormalized SAM", eta, rho, norm="none", beta=beta)
+    return Method("unnormalized SAM", eta, Unnormalized(rho), beta=beta)
 
 
 def monge_sam(eta: float, rho: float, alpha: float = 1.0, beta: float = 0.0) -> Method:
     """M-SAM, epsilon = rho g/(|g| sqrt(1 + alpha^2 |g|^2)). Source: arXiv 2502.08448, eq. 9."""
-    return Method("M-SAM", eta, rho, alpha, norm="dual", beta=beta)
+    return Method("M-SAM", eta, Steepest(rho, alpha=alpha), beta=beta)
 
 
 def clipped_sam(eta: float, rho: float, beta: float = 0.0) -> Method:
     """SAM of radius min(rho, rho/|g|), M-SAM's bounds without its metric. Source: the book, chapter 12."""
-    return Method("clipped SAM", eta, rho, norm="clipped", beta=beta)
+    return Method("clipped SAM", eta, Clipped(rho), beta=beta)
 
 
 def preconditioned_gd(eta: float, U: Array, beta: float = 0.0) -> Method:
@@ -144,8 +177,45 @@ def preconditioned_gd(eta: float, U: Array, beta: float = 0.0) -> Method:
 
 
 def llqr_sam(eta: float, rho: float, U: Array, norm: str = "euclidean", beta: float = 0.0) -> Method:
-    """LLQR+SAM: U in the step and in the perturbation. Source: arXiv 2605.16134; the book, (19.1)."""
-    return Method("LLQR+SAM", eta, rho, U=U, norm=norm, beta=beta)
+    """LLQR+SAM: U in the step, and U^{-1} the metric of the perturbation.
+
+    Args:
+        eta: step size.
+        rho: radius.
+        U: inverse preconditioner, diagonal (d,) or positive definite (d, d).
+        norm: "euclidean", rho in weights, or "dual", in the metric's unit of length.
+        beta: heavy-ball momentum.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: a number out of range, an unknown norm, or a U that is not positive definite.
+
+    Source: arXiv 2605.16134; the book, (19.1).
+    """
+    kind = {"euclidean": Normalized, "dual": Steepest}[check_choice("norm", norm, ("euclidean", "dual"))]
+    return Method("LLQR+SAM", eta, kind(rho, Preconditioned(U)), U=U, beta=beta)
+
+
+def unnormalized_llqr_sam(eta: float, rho: float, U: Array, beta: float = 0.0) -> Method:
+    """LLQR+SAM with epsilon = rho U g, linear where the landscape is: the form that chapter 19 solves.
+
+    Args:
+        eta: step size.
+        rho: factor of the perturbation.
+        U: inverse preconditioner, diagonal (d,) or positive definite (d, d).
+        beta: heavy-ball momentum.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: a number out of range, or a U that is not positive definite.
+
+    Source: the book, (19.2).
+    """
+    return Method("LLQR+SAM", eta, Unnormalized(rho, Preconditioned(U)), U=U, beta=beta)
 
 
 def perturbation(method: Method, g: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
@@ -163,30 +233,16 @@ def perturbation(method: Method, g: Float[np.ndarray, "*batch d"]) -> Float[np.n
 
     Source: the book, (1.2).
     """
-    U = method.U if method.ascent_U is None else method.ascent_U
-    return _perturb(method, check_points("g", g, None if U is None else len(U)))
-
-
-def _perturb(method: Method, g: Array) -> Array:
-    U = method.U if method.ascent_U is None else method.ascent_U
-    p = g if U is None else apply_U(U, g)
-    if method.norm == "none":
-        return np.asarray(method.rho * p)
-    if method.norm == "dual":
-        if method.alpha > 0:  # Sherman-Morrison at g itself: no cancellation on steep ground
-            p = p / (1 + method.alpha**2 * np.sum(g * p, axis=-1, keepdims=True))
-        return scaled_step(g, p, method.rho, "dual")
-    e = scaled_step(g, p, method.rho, "euclidean")
-    if method.norm == "clipped":
-        e = e / np.maximum(1.0, np.linalg.norm(g, axis=-1, keepdims=True))
-    return e
+    if method.ascent is None:
+        return np.zeros_like(check_points("g", g))
+    return method.ascent(check_points("g", g, method.ascent.metric.dimension))
 
 
 def _direction(method: Method, landscape: Landscape, w: Array, xi: Array | float) -> Array:
     """U grad L(w + epsilon); the gradient noise xi is the same in both passes."""
     g = landscape.slope(w) + xi
-    if method.rho > 0:
-        g = landscape.slope(w + _perturb(method, g)) + xi
+    if method.ascent is not None and method.ascent.rho > 0:
+        g = landscape.slope(w + method.ascent(g)) + xi
     return g if method.U is None else apply_U(method.U, g)
 
 
@@ -274,10 +330,15 @@ def orbit(
 
 
 def _start(argument: str, w: Array, method: Method, landscape: Landscape) -> Array:
-    for field, U in (("U", method.U), ("ascent_U", method.ascent_U)):
-        if U is not None and len(U) != landscape.dimension:
-            raise ValueError(
-                f"{field} has shape {U.shape} but {landscape.name!r} has {landscape.dimension} weights; "
-                f"pass a {field} for {landscape.dimension} weights."
-            )
+    if method.U is not None and len(method.U) != landscape.dimension:
+        raise ValueError(
+            f"U has shape {method.U.shape} but {landscape.name!r} has {landscape.dimension} weights; "
+            f"pass a U for {landscape.dimension} weights."
+        )
+    size = None if method.ascent is None else method.ascent.metric.dimension
+    if size not in {None, landscape.dimension}:
+        raise ValueError(
+            f"the metric of the perturbation acts on {size} weights but {landscape.name!r} has "
+            f"{landscape.dimension}; pass one for {landscape.dimension} weights."
+        )
     return check_points(argument, w, landscape.dimension)

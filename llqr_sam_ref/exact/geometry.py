@@ -10,21 +10,26 @@ Vectors may carry leading axes, shape (..., d). Everything is float64.
 
 from __future__ import annotations
 
-import inspect
-import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from llqr_sam_ref.errors import check_choice, check_number, unknown_name
+from llqr_sam_ref.errors import check_choice, check_number
 from llqr_sam_ref.exact._arrays import (
+    check_last_axis,
     check_points,
     check_preconditioner,
     check_spd,
     check_symmetric,
     check_vector,
+    dot,
+    length,
+    size,
 )
+
+if TYPE_CHECKING:
+    from llqr_sam_ref.exact.preconditioner import Preconditioner
 
 NORMS = ("dual", "euclidean")
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
@@ -35,6 +40,11 @@ class Metric:
 
     Source: the book, (1.1).
     """
+
+    @property
+    def dimension(self) -> int | None:
+        """The number of weights d that G acts on; None where any will do."""
+        return None
 
     def multiply(self, v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
         """G v.
@@ -208,6 +218,11 @@ class Preconditioned(Metric):
     def __init__(self, U: Float[np.ndarray, "d d"] | Float[np.ndarray, " d"]) -> None:
         self.U: Float[np.ndarray, "d d"] | Float[np.ndarray, " d"] = check_preconditioner("U", U)
 
+    @property
+    def dimension(self) -> int:
+        """The number of weights d."""
+        return len(self.U)
+
     def multiply(self, v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
         """G v = U^{-1} v."""
         v = check_points("v", v, len(self.U))
@@ -217,8 +232,33 @@ class Preconditioned(Metric):
         return product
 
     def solve(self, v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
+        """G^{-1} v = U v, also where v has stopped being finite: an iteration that diverged goes on."""
+        check_last_axis("v", v, len(self.U))
+        return apply_U(self.U, v)
+
+
+class Learned(Metric):
+    """G = U^{-1} for a U that is kept in blocks and factors, as LLQR learns it: LLQR+SAM's metric.
+
+    U is trusted, not checked: an unconstrained one may be indefinite, and then G is no metric; ``ascent_step`` with the
+    Euclidean norm works all the same.
+
+    Args:
+        U: preconditioner on d weights.
+
+    Source: LLQR+SAM, arXiv 2605.16134; the book, thm-frozen-metric-is-sam.
+    """
+
+    def __init__(self, U: Preconditioner) -> None:
+        self.U = U
+
+    def multiply(self, v: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+        """G v = U^{-1} v."""
+        return np.linalg.solve(self.U.to_dense(), v)
+
+    def solve(self, v: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
         """G^{-1} v = U v."""
-        return apply_U(self.U, check_points("v", v, len(self.U)))
+        return self.U.apply(v)
 
 
 class Monge(Metric):
@@ -245,14 +285,14 @@ class Monge(Metric):
         """G v = v + alpha^2 g (g^T v)."""
         v = check_points("v", v, self.gradient.shape[-1])
         scaled = self.alpha * self.gradient
-        return np.asarray(v + scaled * _dot(scaled, v))
+        return np.asarray(v + scaled * dot(scaled, v))
 
     def solve(self, v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch d"]:
         """G^{-1} v, by Sherman-Morrison."""
         v = check_points("v", v, self.gradient.shape[-1])
-        slope = _length(self.gradient)
+        slope = length(self.gradient)
         direction = self.gradient / np.where(slope == 0, 1.0, slope)
-        along = direction * _dot(direction, v)
+        along = direction * dot(direction, v)
         across = v - along
         # Of a vector parallel to g only rounding is left here; on steep ground it would outweigh the rest.
         across = np.where(np.abs(across) <= _ROUNDING * np.abs(v), 0.0, across)
@@ -260,45 +300,7 @@ class Monge(Metric):
         return np.asarray(across + along / stretch / stretch)
 
 
-METRICS: dict[str, type[Metric]] = {
-    "euclidean": Euclidean,
-    "adaptive": Adaptive,
-    "fisher": Fisher,
-    "monge": Monge,
-    "preconditioned": Preconditioned,
-    "positive_definite": PositiveDefinite,
-}
 EUCLIDEAN = Euclidean()
-
-
-def make_metric(name: str, **ingredients: Any) -> Metric:
-    """The metric of that name, ``make_metric("monge", gradient=g, alpha=1.0)``.
-
-    Args:
-        name: one of ``METRICS``: euclidean, adaptive, fisher, monge, preconditioned, positive_definite.
-        **ingredients: what the metric's class takes.
-
-    Returns:
-        The metric G.
-
-    Raises:
-        ValueError: unknown name or ingredient (the nearest is named), a missing ingredient, or a bad value.
-
-    Source: the book, (1.2).
-    """
-    kind = METRICS[check_choice("name", name, METRICS)]
-    parameters = {} if kind is Euclidean else dict(inspect.signature(kind).parameters)
-    for given in ingredients:
-        if given not in parameters:
-            raise ValueError(
-                unknown_name("ingredient", given, parameters)
-                if parameters
-                else f"ingredient={given!r}: the metric {name!r} takes none; pass only the name."
-            )
-    for needed, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and needed not in ingredients:
-            raise ValueError(f"{needed} is missing; the metric {name!r} needs {needed}=...")
-    return kind(**ingredients)
 
 
 def apply_U(
@@ -352,14 +354,14 @@ def scaled_step(
 
     Source: the book, (1.2).
     """
-    size = _size(solved)
-    solved = solved / size  # sizes near 1: no square overflows or underflows
+    scale = size(solved)
+    solved = solved / scale  # sizes near 1: no square overflows or underflows
     if norm == "euclidean":
-        length = np.sqrt(_dot(solved, solved))
+        norm_of_solved = np.sqrt(dot(solved, solved))
     else:
-        v_size = _size(v)
-        length = np.sqrt(v_size / size) * np.sqrt(_dot(v / v_size, solved))
-    return np.asarray(rho * solved / np.where(length == 0, 1.0, length))
+        v_scale = size(v)
+        norm_of_solved = np.sqrt(v_scale / scale) * np.sqrt(dot(v / v_scale, solved))
+    return np.asarray(rho * solved / np.where(norm_of_solved == 0, 1.0, norm_of_solved))
 
 
 def ascent_gain(
@@ -381,10 +383,10 @@ def ascent_gain(
     Source: the book, (1.3).
     """
     g = check_points("gradient", gradient)
-    size = _size(g)
-    unit = g / size
+    scale = size(g)
+    unit = g / scale
     gain: Float[np.ndarray, "*batch"] = (
-        check_number("rho", rho, low=0.0) * size * np.sqrt(_dot(unit, metric.solve(unit)))
+        check_number("rho", rho, low=0.0) * scale * np.sqrt(dot(unit, metric.solve(unit)))
     )[..., 0]
     return gain
 
@@ -407,87 +409,8 @@ def metric_length(
     Source: the book, (1.1).
     """
     v = check_points("v", v)
-    size = _size(v)
-    length: Float[np.ndarray, "*batch"] = (size * np.sqrt(_dot(v / size, metric.multiply(v / size))))[..., 0]
-    return length
-
-
-def pnorm_step(
-    gradient: Float[np.ndarray, "*batch d"], rho: float, p: float
-) -> Float[np.ndarray, "*batch d"]:
-    """A maximizer of g^T epsilon over the p-norm ball of radius rho; a zero gradient gives a zero step.
-
-    epsilon_i = rho sign(g_i) |g_i|^{q-1} / |g|_q^{q/p} with 1/p + 1/q = 1. For p = infinity rho sign(g); for
-    p = 1 all of rho on the first coordinate of largest |g_i| (with ties one maximizer of many).
-
-    Args:
-        gradient: g, shape (..., d).
-        rho: radius, in weights.
-        p: order of the norm, 1 <= p <= infinity.
-
-    Returns:
-        epsilon, shape (..., d).
-
-    Raises:
-        ValueError: NaN or infinite gradient, negative rho, p below 1.
-
-    Source: the book, (1.4); Foret et al. 2021, eq. 2.
-    """
-    g = check_points("gradient", gradient)
-    rho = check_number("rho", rho, low=0.0)
-    q = _conjugate(p)
-    share = np.abs(g) / _size(g)
-    if math.isinf(q):
-        share = np.eye(g.shape[-1])[np.argmax(share, axis=-1)] * (share.max(axis=-1, keepdims=True) > 0)
-    else:
-        total = np.sum(share**q, axis=-1, keepdims=True)
-        with np.errstate(divide="ignore", invalid="ignore"):  # 0^0 is 1 here: sign(g) removes it
-            share = share ** (q - 1) / np.where(total == 0, 1.0, total) ** (1 / p)
-    return np.asarray(rho * np.sign(g) * share)
-
-
-def dual_norm(gradient: Float[np.ndarray, "*batch d"], p: float) -> Float[np.ndarray, "*batch"]:
-    """Largest rise over the unit p-norm ball: |g|_q with 1/p + 1/q = 1.
-
-    Args:
-        gradient: g, shape (..., d).
-        p: order of the norm, 1 <= p <= infinity.
-
-    Returns:
-        |g|_q, shape (...).
-
-    Raises:
-        ValueError: NaN or infinite gradient, p below 1.
-
-    Source: the book, (1.3).
-    """
-    g = check_points("gradient", gradient)
-    q = _conjugate(p)
-    size = _size(g)
-    share = np.abs(g) / size
-    total = share.max(axis=-1) if math.isinf(q) else np.sum(share**q, axis=-1) ** (1 / q)
-    largest: Float[np.ndarray, "*batch"] = size[..., 0] * total
-    return largest
-
-
-def _conjugate(p: float) -> float:
-    """The q with 1/p + 1/q = 1."""
-    if p == math.inf:
-        return 1.0
-    p = check_number("p", p, low=1.0)
-    return math.inf if p == 1 else p / (p - 1)
-
-
-def _dot(a: Float[np.ndarray, "*batch d"], b: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch 1"]:
-    return np.asarray((a * b).sum(axis=-1, keepdims=True))
-
-
-def _size(v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch 1"]:
-    """Largest |v_i|, or 1 where v = 0; dividing by it first keeps squares from overflow and underflow."""
-    size = np.abs(v).max(axis=-1, keepdims=True)
-    return np.where(size == 0, 1.0, size)
-
-
-def _length(v: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch 1"]:
-    size = _size(v)
-    return np.asarray(size * np.sqrt(_dot(v / size, v / size)))
+    scale = size(v)
+    lengths: Float[np.ndarray, "*batch"] = (scale * np.sqrt(dot(v / scale, metric.multiply(v / scale))))[
+        ..., 0
+    ]
+    return lengths

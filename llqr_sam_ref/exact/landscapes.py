@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import factorial, pi
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy.polynomial import Polynomial
 
 from llqr_sam_ref.errors import check_count, check_number
-from llqr_sam_ref.exact._arrays import check_symmetric, check_vector
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from llqr_sam_ref.exact._arrays import Array, check_symmetric, check_vector
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,8 @@ def banana() -> Landscape:
     """
 
     def gradient(w: Array) -> Array:
-        return 2 * (w[..., :1] * w[..., 1:] - 1) * w[..., ::-1]
+        slope: Array = 2 * (w[..., :1] * w[..., 1:] - 1) * w[..., ::-1]
+        return slope
 
     def hessian(w: Array) -> Array:
         x, y = w[..., 0], w[..., 1]

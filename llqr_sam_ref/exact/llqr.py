@@ -1,19 +1,21 @@
 """LLQR and LLQR+SAM, step by step, as pure functions: what any implementation must reproduce.
 
-One training step at weights w, with a base optimizer that is (Nesterov) heavy ball:
+One training step from weights w and gradient g, learning rate eta, decay wd, around a base optimizer whose update
+from a gradient v is base(v): here heavy ball, m <- beta m + v, base(v) = m, or v + beta m with Nesterov's look-ahead.
 
-    if due:   refit U at w                              closed form, or inner loop and moving average
-    g         gradient at w, or at w + epsilon          epsilon = rho U v/|U v|
-    acts_on "gradient":  S = rule(U g, g);  m <- beta m + S + wd w;  w <- w - eta (m, or S + wd w + beta m)
-    acts_on "update":    m <- beta m + g;  M = m, or g + beta m;  S = rule(U M, M);  w <- w - eta (S + wd w)
+    if a refit is due:       U <- refit at w                              ClosedForm, or InnerLoop and its average
+    with SAM around it:      g <- gradient at w + rho U g/|U g|
+    acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
+    acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
 
-The first is the authors' order; the second, with a fixed root mean square of S, is the default. Flat vectors
-everywhere; ``layers`` says how they split into arrays.
+The last line is the authors' order; the one above it, with a fixed root mean square of S, is the default.
+``training_step`` is this rule. Flat vectors everywhere; ``layers`` says how they split into arrays.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,18 +25,18 @@ from numpy.typing import ArrayLike
 from llqr_sam_ref.config import CHOICES, ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import check_vector
+from llqr_sam_ref.exact.bases import Bases
 from llqr_sam_ref.exact.curvature_estimate import (
-    Bases,
     CurvatureEstimate,
     minimizer,
     no_curvature,
     relative_damping,
     update_curvature,
 )
-from llqr_sam_ref.exact.geometry import Metric, ascent_step
+from llqr_sam_ref.exact.geometry import Learned, ascent_step
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.relaxation import Curvature, average, curvature_product, guard_signs, inner_loop
-from llqr_sam_ref.exact.structures import TWO_SIDED, Layers, Shape, entries
+from llqr_sam_ref.exact.structures import STRUCTURES, Layers, Shape, entries
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
     """
     closed = config.closed
     widest = max((max(s) for layer in layers for s in layer if len(s) == 2), default=0)
-    exceeded = config.max_side is not None and widest > config.max_side and config.structure in TWO_SIDED
+    exceeded = (
+        config.max_side is not None and widest > config.max_side and STRUCTURES[config.structure].two_sided
+    )
     if exceeded and not (closed and config.wide == "identity"):
         raise ValueError(
             f"max_side={config.max_side} is exceeded by a side of {widest}, and the exact version has neither "
@@ -187,7 +191,7 @@ def refit(
         clip=solver.clip,
     )
     U = average(state.U, new, solver.ema)
-    if config.structure in {"scalar", "diagonal"} and not solver.positive and not solver.allow_inversion:
+    if STRUCTURES[config.structure].guards_signs and not solver.positive and not solver.allow_inversion:
         U = guard_signs(U)
     return replace(state, U=U, last_refit=state.steps)
 
@@ -287,25 +291,42 @@ def update(
     return replace(state, w=state.w - eta * move, m=m, steps=state.steps + 1)
 
 
-@dataclass(frozen=True)
-class Learned(Metric):
-    """G = U^{-1}: LLQR+SAM's metric, the seam with a learned preconditioner.
+def training_step(
+    config: LLQRConfig,
+    state: State,
+    gradient: Callable[[Float[np.ndarray, " d"]], ArrayLike],
+    eta: float,
+    base: HeavyBall | None = None,
+    *,
+    rho: float = 0.0,
+    learn: Callable[[State], State] | None = None,
+) -> State:
+    """One training step of LLQR, or of LLQR+SAM: the rule at the top of this file, whole.
 
     Args:
-        U: preconditioner.
+        config: what LLQR does.
+        state: before the step.
+        gradient: w -> the gradient of the loss there, flat (d,).
+        eta: learning rate.
+        base: the base optimizer; none given means Nesterov momentum 0.9 without decay.
+        rho: radius of the perturbation, in weights; 0 is LLQR alone.
+        learn: state -> the state with U learned anew at its weights, called when a refit is due: ``refit`` with probes
+            and curvature; None never refits.
 
-    Source: LLQR+SAM, arXiv 2605.16134; the book, thm-frozen-metric-is-sam.
+    Returns:
+        The state after the step.
+
+    Raises:
+        ValueError: a gradient that does not fit or is not finite, a negative learning rate or radius.
+
+    Source: LLQR, arXiv 2605.04230; LLQR+SAM, arXiv 2605.16134; the book, chapter 21.
     """
-
-    U: Preconditioner
-
-    def multiply(self, v: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
-        """G v = U^{-1} v."""
-        return np.linalg.solve(self.U.to_dense(), v)
-
-    def solve(self, v: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
-        """G^{-1} v = U v."""
-        return self.U.apply(v)
+    if learn is not None and refit_due(config, state):
+        state = learn(state)
+    g = gradient(state.w)
+    if rho:
+        g = gradient(state.w + perturbation(state.U, g, rho))
+    return update(config, state, g, eta, base)
 
 
 def perturbation(

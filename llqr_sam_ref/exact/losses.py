@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from llqr_sam_ref.exact._arrays import check_matrix
+from llqr_sam_ref.exact._arrays import Array, check_matrix
 from llqr_sam_ref.exact.stages import log_softmax, softmax_covariance
-
-Array = Float[np.ndarray, "..."]
 
 
 class Loss(Protocol):

@@ -25,12 +25,11 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from llqr_sam_ref.errors import check_choice, check_count, check_number
-from llqr_sam_ref.exact._arrays import check_matrix, check_symmetric, check_vector
+from llqr_sam_ref.exact._arrays import Array, check_matrix, check_symmetric, check_vector
 from llqr_sam_ref.exact.losses import LOSSES, CrossEntropy, Loss, NegativeLogLikelihood, SquaredError
 from llqr_sam_ref.exact.lqr import Problem
 from llqr_sam_ref.exact.stages import ACTIVATIONS, Dense, Elementwise, LogSoftmax, Stage, block_diagonal
 
-Array = Float[np.ndarray, "..."]
 DIVERGENCES = ("newton", "gauss-newton", "fisher")
 
 

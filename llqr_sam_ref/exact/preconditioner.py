@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_choice
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.structures import (
     STRUCTURES,
-    TWO_SIDED,
-    Array,
     Arrays,
     Layers,
     Shape,
@@ -178,7 +177,7 @@ def identity_preconditioner(
     """
     check_choice("structure", structure, STRUCTURES)
     shapes = [tuple(shape) for layer in layers for shape in layer]
-    if per_layer and structure not in TWO_SIDED:
+    if per_layer and not STRUCTURES[structure].two_sided:
         shapes = [(sum(entries(shape) for shape in layer),) for layer in layers]
     blocks = []
     for shape in shapes:

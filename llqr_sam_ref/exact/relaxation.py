@@ -17,9 +17,8 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from llqr_sam_ref.errors import check_count, check_number
-from llqr_sam_ref.exact._arrays import check_spd, check_symmetric, check_vector
+from llqr_sam_ref.exact._arrays import Array, check_spd, check_symmetric, check_vector
 from llqr_sam_ref.exact.preconditioner import Preconditioner
-from llqr_sam_ref.exact.structures import Array
 
 Product = Callable[[Float[np.ndarray, " d"]], Float[np.ndarray, " d"]]
 Curvature = Float[np.ndarray, "d d"] | Product
@@ -250,13 +249,13 @@ def guard_signs(U: Preconditioner) -> Preconditioner:
         U: unconstrained preconditioner.
 
     Returns:
-        U with max(u, 1e-8) and max(d, 1e-8); other structures are left as they are.
+        U with max(u, 1e-8) and max(d, 1e-8) in the structures that guard signs; others are left as they are.
 
     Source: the authors' code for LLQR (arXiv 2605.04230), sign guard.
     """
     return U.with_arrays([
         {name: np.maximum(array, SIGN_FLOOR) for name, array in block.arrays.items()}
-        if block.structure.name in {"scalar", "diagonal"}
+        if block.structure.guards_signs
         else block.arrays
         for block in U.blocks
     ])

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 
-Array = Float[np.ndarray, "..."]
+from llqr_sam_ref.exact._arrays import Array
 
 
 class Stage(Protocol):

@@ -1,4 +1,4 @@
-"""What shape a preconditioner may have: six structures, each with apply, pull-back and its dense matrix.
+"""What shape a preconditioner may have: six structures, each whole, one after the other (hence the length).
 
 A block is what one structure acts on: one array of weights, or all arrays of a layer joined end to end.
 Kernels are matrices X (output side, input side), as torch stores them; vectors stay vectors. With Phi on the
@@ -24,8 +24,10 @@ import numpy as np
 from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_choice
+from llqr_sam_ref.exact._arrays import Array
+from llqr_sam_ref.exact.bases import Bases, rotate, whole_bases
+from llqr_sam_ref.exact.optima import separable_minimizer
 
-Array = Float[np.ndarray, "..."]
 Arrays = Mapping[str, Array]
 Shape = tuple[int, ...]
 Layers = Sequence[Sequence[Shape]]
@@ -40,6 +42,10 @@ class Structure:
     name: ClassVar[str]
     matrices: ClassVar[tuple[str, ...]] = ()
     scales: ClassVar[tuple[str, ...]] = ()
+    two_sided: ClassVar[bool] = False
+    """Whether it sees a block as a matrix, with a basis or factor on either side."""
+    guards_signs: ClassVar[bool] = False
+    """Whether the published method keeps its unconstrained scales from turning negative."""
 
     def identity(self, shape: Shape) -> dict[str, Array]:
         """The factors of U = I for a block of this shape.
@@ -73,12 +79,44 @@ class Structure:
         """
         raise NotImplementedError
 
+    def stored_numbers(self, shape: Shape) -> int:
+        """How many numbers are kept for a block of this shape, counted without building them.
+
+        Raises:
+            NotImplementedError: on the base class.
+        """
+        raise NotImplementedError
+
+    # What the closed form remembers of the curvature, and the U that is best for it.
+
+    def curvature_shape(self, shape: Shape) -> Shape:
+        """The shape of the remembered curvature c: one number per entry unless the structure sees more or less."""
+        return shape
+
+    def curvature_sample(self, V: Float[np.ndarray, "k ..."], bases: Bases) -> Array:
+        """The sum over k probes V_j of what one says about c: the entrywise squares of V_j, in the bases."""
+        squares: Array = np.sum(V**2, axis=0)
+        return squares
+
+    def trace(self, c: Array, shape: Shape) -> float:
+        """The trace of the curvature on the block."""
+        return float(np.sum(c))
+
+    def minimizer(self, c: Array, mu: float, bases: Bases) -> dict[str, Array]:
+        """The factors of the U that minimizes E J over white probes at curvature c and damping mu.
+
+        Raises:
+            NotImplementedError: on the base class.
+        """
+        raise NotImplementedError
+
 
 class Scalar(Structure):
     """S = u X: one learning rate for the block. Source: LLQR, arXiv 2605.04230 (scalar structure)."""
 
     name = "scalar"
     scales = ("u",)
+    guards_signs = True
 
     def identity(self, shape: Shape) -> dict[str, Array]:
         """The factors u = 1."""
@@ -97,12 +135,34 @@ class Scalar(Structure):
         """The matrix u I."""
         return factors["u"] * np.eye(entries(shape))
 
+    def stored_numbers(self, shape: Shape) -> int:
+        """One."""
+        return 1
+
+    def curvature_shape(self, shape: Shape) -> Shape:
+        """The mean curvature: one number."""
+        return (1,)
+
+    def curvature_sample(self, V: Float[np.ndarray, "k ..."], bases: Bases) -> Array:
+        """The mean square of an entry, summed over the probes."""
+        mean: Array = np.mean(np.sum(V**2, axis=0)).reshape(1)
+        return mean
+
+    def trace(self, c: Array, shape: Shape) -> float:
+        """The mean curvature times the number of entries."""
+        return float(c[0]) * entries(shape)
+
+    def minimizer(self, c: Array, mu: float, bases: Bases) -> dict[str, Array]:
+        """The number u = 1/(c + mu)."""
+        return {"u": 1 / (c + mu)}
+
 
 class Diagonal(Structure):
     """S = d o X: one learning rate per weight. Source: LLQR, arXiv 2605.04230 (diagonal structure)."""
 
     name = "diagonal"
     scales = ("d",)
+    guards_signs = True
 
     def identity(self, shape: Shape) -> dict[str, Array]:
         """The factors d = 1."""
@@ -120,6 +180,14 @@ class Diagonal(Structure):
     def to_dense(self, factors: Arrays, shape: Shape) -> Float[np.ndarray, "p p"]:
         """The matrix diag(d)."""
         return np.diag(factors["d"].ravel())
+
+    def stored_numbers(self, shape: Shape) -> int:
+        """One per entry."""
+        return entries(shape)
+
+    def minimizer(self, c: Array, mu: float, bases: Bases) -> dict[str, Array]:
+        """One number per entry, d = 1/(c + mu)."""
+        return {"d": 1 / (c + mu)}
 
 
 class Dense(Structure):
@@ -145,8 +213,41 @@ class Dense(Structure):
         """The matrix U itself."""
         return np.array(factors["U"])
 
+    def stored_numbers(self, shape: Shape) -> int:
+        """The square of the number of entries."""
+        return entries(shape) ** 2
 
-class Kronecker(Structure):
+    def curvature_shape(self, shape: Shape) -> Shape:
+        """The whole matrix F of the block."""
+        return (entries(shape), entries(shape))
+
+    def curvature_sample(self, V: Float[np.ndarray, "k ..."], bases: Bases) -> Array:
+        """The sum over the probes of vec(V) vec(V)'."""
+        flat = V.reshape(len(V), -1)
+        outer: Array = flat.T @ flat
+        return outer
+
+    def trace(self, c: Array, shape: Shape) -> float:
+        """The trace of F."""
+        return float(np.trace(c))
+
+    def minimizer(self, c: Array, mu: float, bases: Bases) -> dict[str, Array]:
+        """The matrix U = (F + mu I)^{-1}."""
+        inverse = np.linalg.inv(c + mu * np.eye(len(c)))
+        return {"U": (inverse + inverse.T) / 2}
+
+
+class TwoSided(Structure):
+    """What Kronecker and E-KFAC share: a matrix on either side, and curvature in eigenbases of the probes' Grams."""
+
+    two_sided = True
+
+    def curvature_sample(self, V: Float[np.ndarray, "k ..."], bases: Bases) -> Array:
+        """The sum over the probes of (E_Psi' V E_Phi)^{o2}."""
+        return super().curvature_sample(rotate(V, bases), bases)
+
+
+class Kronecker(TwoSided):
     """S = Psi X Phi': one matrix per side. Source: LLQR, arXiv 2605.04230 (K-FAC structure)."""
 
     name = "kronecker"
@@ -169,8 +270,18 @@ class Kronecker(Structure):
         """The matrix Psi (x) Phi."""
         return np.kron(factors["Psi"], factors["Phi"])
 
+    def stored_numbers(self, shape: Shape) -> int:
+        """The squares of the sides."""
+        return sum(side**2 for side in shape)
 
-class EKFAC(Structure):
+    def minimizer(self, c: Array, mu: float, bases: Bases) -> dict[str, Array]:
+        """The separable minimizer multiplied out, Phi = E_Phi diag(d_Phi) E_Phi' and likewise Psi."""
+        d_Psi, d_Phi = separable_minimizer(c + mu)
+        E_Psi, E_Phi = whole_bases(bases, c.shape)
+        return {"Phi": (E_Phi * d_Phi) @ E_Phi.T, "Psi": (E_Psi * d_Psi) @ E_Psi.T}
+
+
+class EKFAC(TwoSided):
     """S = E_Psi (D o (E_Psi' X E_Phi)) E_Phi': scale each entry in a basis of its own.
 
     Source: LLQR, arXiv 2605.04230 (E-KFAC structure); George et al. 2018 (arXiv 1806.03884).
@@ -217,6 +328,15 @@ class EKFAC(Structure):
         dense: Float[np.ndarray, "p p"] = (basis * self._D(factors).ravel()) @ basis.T
         return dense
 
+    def stored_numbers(self, shape: Shape) -> int:
+        """The squares of the sides, and one per entry."""
+        return sum(side**2 for side in shape) + entries(shape)
+
+    def minimizer(self, c: Array, mu: float, bases: Bases) -> dict[str, Array]:
+        """The scales D = 1/(c + mu), in the bases."""
+        E_Psi, E_Phi = whole_bases(bases, c.shape)
+        return {"E_Phi": E_Phi, "E_Psi": E_Psi, "D": 1 / (c + mu)}
+
     def _D(self, factors: Arrays) -> Float[np.ndarray, "m n"]:
         return factors["D"]
 
@@ -245,6 +365,16 @@ class SeparableEKFAC(EKFAC):
             "d_Psi": np.ones(rows),
         }
 
+    def stored_numbers(self, shape: Shape) -> int:
+        """The squares of the sides, and the sides."""
+        return sum(side**2 for side in shape) + sum(shape)
+
+    def minimizer(self, c: Array, mu: float, bases: Bases) -> dict[str, Array]:
+        """The scales d_Psi d_Phi' of ``separable_minimizer``, in the bases."""
+        d_Psi, d_Phi = separable_minimizer(c + mu)
+        E_Psi, E_Phi = whole_bases(bases, c.shape)
+        return {"E_Phi": E_Phi, "E_Psi": E_Psi, "d_Phi": d_Phi, "d_Psi": d_Psi}
+
     def _D(self, factors: Arrays) -> Float[np.ndarray, "m n"]:
         return np.outer(factors["d_Psi"], factors["d_Phi"])
 
@@ -256,7 +386,6 @@ STRUCTURES: dict[str, Structure] = {
     structure.name: structure
     for structure in (Scalar(), Diagonal(), Kronecker(), EKFAC(), SeparableEKFAC(), Dense())
 }
-TWO_SIDED = ("kronecker", "ekfac", "separable-ekfac")
 
 
 def entries(shape: Shape) -> int:
@@ -282,7 +411,7 @@ def structure_for(name: str, shape: Shape) -> Structure:
         raise ValueError(
             f"shape={shape} is neither a vector nor a matrix; reshape it to (output side, input side)."
         )
-    return STRUCTURES["diagonal" if name in TWO_SIDED and len(shape) == 1 else name]
+    return STRUCTURES["diagonal"] if STRUCTURES[name].two_sided and len(shape) == 1 else STRUCTURES[name]
 
 
 def stored_numbers(name: str, shape: Shape) -> int:
@@ -297,14 +426,4 @@ def stored_numbers(name: str, shape: Shape) -> int:
 
     Source: the book, chapter 17, beat "Counting".
     """
-    kind, size = structure_for(name, shape).name, entries(shape)
-    sides = sum(side**2 for side in shape)
-    counts = {
-        "scalar": 1,
-        "diagonal": size,
-        "kronecker": sides,
-        "ekfac": sides + size,
-        "separable-ekfac": sides + sum(shape),
-        "dense": size**2,
-    }
-    return counts[kind]
+    return structure_for(name, shape).stored_numbers(shape)

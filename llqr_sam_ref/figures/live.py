@@ -16,13 +16,14 @@ from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_choice
 from llqr_sam_ref.exact import (
+    clock,
     dynamics,
     geometry,
     landscapes,
     lqr,
     network,
+    optima,
     orbits,
-    probes,
     relaxation,
     stability,
 )
@@ -342,7 +343,7 @@ def _probes(
     G: Sequence[Vector] = ((1.1, 0.9), (0.9, 1.1)),
 ) -> Numbers:
     curvature = np.asarray(G, dtype=float)
-    U, target = identity_preconditioner([[(2,)]], "dense"), probes.dense_optimum(curvature)
+    U, target = identity_preconditioner([[(2,)]], "dense"), optima.dense_optimum(curvature)
     start, history = float(np.linalg.norm(np.eye(2) - target)), []
     with np.errstate(over="ignore", invalid="ignore"):  # a diverging inner loop is a result
         for refit in range(refits):
@@ -367,9 +368,9 @@ def _rotated(theta: float, k: float) -> Numbers:
     left = relaxation.condition_left
     return {
         "H": [H[0, 0], H[0, 1], H[1, 1]],
-        "scalar": left(probes.scalar_optimum(H) * np.eye(2), H),
-        "diagonal": left(np.diag(probes.diagonal_optimum(H)), H),
-        "dense": left(probes.dense_optimum(H), H),
+        "scalar": left(optima.scalar_optimum(H) * np.eye(2), H),
+        "diagonal": left(np.diag(optima.diagonal_optimum(H)), H),
+        "dense": left(optima.dense_optimum(H), H),
     }
 
 
@@ -418,11 +419,11 @@ def _clock(
     beta: float,
     perturbed: bool,
 ) -> Numbers:
-    overhead, travel = probes.overhead(T, every, product, probe), probes.travel_budget(T, lrU, clip, beta)
+    overhead, travel = clock.overhead(T, every, product, probe), clock.travel_budget(T, lrU, clip, beta)
     return {
         "overhead": overhead,
         "total": overhead + (2 if perturbed else 1),
-        "memory": probes.memory(every, gamma),
+        "memory": clock.memory(every, gamma),
         "travelPerRefit": travel,
         "keptPerRefit": (1 - gamma) * travel,
     }
@@ -431,7 +432,7 @@ def _clock(
 @_figure("filter")
 def _filter(w: float, T: int, a: float) -> Numbers:
     return {
-        "s": probes.early_stopping_filter(w, T, a),
+        "s": optima.early_stopping_filter(w, T, a),
         "newton": 1 / w if w else math.inf,
         "stable": a * w < 2,
     }

@@ -1,9 +1,5 @@
 """LLQR: learn an inverse preconditioner U of the layerwise LQR problem, and step by it.
 
-    every K steps     refit U on a probe batch                       closed form, or inner loop and average
-    every step        S = rule(U M, M),  w <- w - lr (S + wd w)      acts_on "update": M is the base's update
-                      base.step() with rule(U g, g) for g            acts_on "gradient", the published order
-
     opt = LLQR(torch.optim.SGD(model.parameters(), lr=0.004, momentum=0.9, nesterov=True), model, loss_fn)
     for x, y in loader:
         if opt.refit_due:
@@ -48,9 +44,15 @@ Probe = Callable[[], tuple[Any, Any]]
 class LLQR(OptimizerWrapper):
     """Layerwise LQR preconditioning around a base optimizer.
 
-    U is learned from second-order information on a probe batch at every refit, and multiplies the base's update or
-    its gradient. Until the first refit U = I. Without ``probe`` the training loop refits when ``refit_due`` says so;
-    an overdue refit only waits.
+    if a refit is due:       U <- refit at w                              ClosedForm, or InnerLoop and its average
+    with SAM around it:      g <- gradient at w + rho U g/|U g|
+    acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
+    acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
+
+    with base(v) the base's update from the gradient v, eta its ``lr`` and wd its ``weight_decay``. U is learned
+    from second-order information on a probe batch at every refit, and multiplies the base's update or its gradient.
+    Until the first refit U = I. Without ``probe`` the training loop refits when ``refit_due`` says so; an overdue
+    refit only waits.
 
     Groups may set ``structure`` ("identity" learns nothing for their parameters, which then get a root mean square
     of their own, and is required for parameters that the model does not own); ``lr`` and ``weight_decay`` are the

@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 
 from llqr_sam_ref.optim.distributed.shards import Tensors, inner_products, is_sharded, placed_as, widen
 
+__all__: list[str] = []  # private: what LLQR does in a step
+
 
 def apply_rule(
     rule: str, S: list[Tensor], v: Sequence[Tensor], parameters: Tensors, learned: Sequence[bool]

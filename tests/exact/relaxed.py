@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
-from llqr_sam_ref.exact.structures import STRUCTURES, Array
+from llqr_sam_ref.exact.structures import STRUCTURES
 
 LAYERS = (((4, 3), (4,)), ((2, 4), (2,)))
 SIZE = 26

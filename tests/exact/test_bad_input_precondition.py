@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.config import ClosedForm, InnerLoop, LLQRConfig
-from llqr_sam_ref.exact import curvature_estimate, probes, relaxation
+from llqr_sam_ref.exact import clock, curvature_estimate, optima, probes, relaxation
 from llqr_sam_ref.exact.llqr import HeavyBall, perturbation, refit, start, step_rule, update
 from llqr_sam_ref.exact.preconditioner import identity_preconditioner
 from llqr_sam_ref.exact.structures import Kronecker, Structure, stored_numbers, structure_for
@@ -73,16 +73,16 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: probes.micro_batch_gradients(lambda x, y: x, np.ones((4, 1)), np.ones(2), 2),
         "4 inputs and 2 targets",
     ),
-    "indefinite optimum": (lambda: probes.dense_optimum(-np.eye(2)), "G is not positive definite.*damping"),
+    "indefinite optimum": (lambda: optima.dense_optimum(-np.eye(2)), "G is not positive definite.*damping"),
     "unreached coordinate": (
-        lambda: probes.diagonal_optimum(np.eye(2), np.diag([1.0, 0.0])),
+        lambda: optima.diagonal_optimum(np.eye(2), np.diag([1.0, 0.0])),
         "C has 0 on its diagonal",
     ),
-    "block sizes": (lambda: probes.block_optimum(np.eye(3), (1, 1)), "sizes=.*add up to 2"),
-    "filter": (lambda: probes.early_stopping_filter(1.0, 5, -0.1), "a=-0.1"),
-    "travel": (lambda: probes.travel_budget(5, 1e-3, 5.0, 1.0), "beta=1.0"),
-    "memory": (lambda: probes.memory(0, 0.5), "every=0"),
-    "overhead": (lambda: probes.overhead(5, 10, product=-1), "product=-1"),
+    "block sizes": (lambda: optima.block_optimum(np.eye(3), (1, 1)), "sizes=.*add up to 2"),
+    "filter": (lambda: optima.early_stopping_filter(1.0, 5, -0.1), "a=-0.1"),
+    "travel": (lambda: clock.travel_budget(5, 1e-3, 5.0, 1.0), "beta=1.0"),
+    "memory": (lambda: clock.memory(0, 0.5), "every=0"),
+    "overhead": (lambda: clock.overhead(5, 10, product=-1), "product=-1"),
     "average gain": (lambda: curvature_estimate.average_gain(1.0, 3), "decay=1.0"),
     "closed form without damping": (
         lambda: curvature_estimate.minimizer(curvature_estimate.no_curvature([(2,)], "diagonal"), 0.0),

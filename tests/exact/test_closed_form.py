@@ -9,17 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llqr_sam_ref.exact import curvature_estimate
+from llqr_sam_ref.exact.bases import Bases, carry_diagonal, eigenbasis
 from llqr_sam_ref.exact.curvature_estimate import (
     CurvatureEstimate,
-    carry_diagonal,
-    eigenbasis,
     minimizer,
     no_curvature,
     relative_damping,
-    separable_minimizer,
     update_curvature,
 )
+from llqr_sam_ref.exact.optima import separable_minimizer
 from llqr_sam_ref.exact.relaxation import relaxed_gradient, relaxed_objective
 from llqr_sam_ref.exact.structures import entries
 from tests.exact.relaxed import NAMES, random_spd
@@ -131,7 +129,7 @@ def test_averages_are_bias_corrected(rng: np.random.Generator) -> None:
     """Against the running sum divided by 1 - beta^t; bases drawn at refits 1, 2, 5, 10 and nowhere else."""
     state, raw, grams = no_curvature([(3, 4)], "ekfac"), np.zeros((3, 4)), np.zeros((3, 3))
     drawn: list[int] = []
-    basis: curvature_estimate.Bases = (np.eye(3), np.eye(4))
+    basis: Bases = (np.eye(3), np.eye(4))
     for refit in range(1, 12):
         V = rng.standard_normal((2, 3, 4))
         state = update_curvature(state, V.reshape(2, 12), 5.0, bases=[basis])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.exact import curvature, landscapes
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.losses import LOSSES
-from llqr_sam_ref.exact.network import Array, Network, two_weight_network
+from llqr_sam_ref.exact.network import Network, two_weight_network
 from tests.exact import golden
 
 ACTIVATIONS: list[str | tuple[str, ...]] = ["tanh", "softplus", "relu", ("softplus", "identity", "tanh")]

@@ -44,7 +44,7 @@ def test_every_method_is_the_seam_with_its_metric(seed: int, d: int, log_slope: 
         dynamics.llqr_sam(0.1, 0.3, U): seam(g, 0.3, geometry.Preconditioned(U), "euclidean"),
         dynamics.llqr_sam(0.1, 0.3, u): seam(g, 0.3, geometry.Preconditioned(u), "euclidean"),
         dynamics.unnormalized_sam(0.1, 0.3): 0.3 * g,
-        dynamics.llqr_sam(0.1, 0.3, U, "none"): 0.3 * U @ g,
+        dynamics.unnormalized_llqr_sam(0.1, 0.3, U): 0.3 * U @ g,
         dynamics.gd(0.1): np.zeros(d),
         dynamics.clipped_sam(0.1, 0.3): seam(g, min(0.3, 0.3 / float(np.linalg.norm(g)))),
     }
@@ -54,7 +54,9 @@ def test_every_method_is_the_seam_with_its_metric(seed: int, d: int, log_slope: 
 
 def test_the_dual_norm_with_alpha_is_the_metric_diagonal_plus_rank_one(rng: np.random.Generator) -> None:
     g, U = rng.normal(size=4), random_spd(rng, 4)
-    method = Method("preconditioned Monge", 0.1, 0.3, alpha=0.7, U=U, norm="dual")
+    method = Method(
+        "preconditioned Monge", 0.1, dynamics.Steepest(0.3, geometry.Preconditioned(U), alpha=0.7), U=U
+    )
     G = geometry.PositiveDefinite(np.linalg.inv(U) + 0.49 * np.outer(g, g))
     np.testing.assert_allclose(perturbation(method, g), geometry.ascent_step(g, 0.3, G), rtol=1e-10)
 
@@ -68,11 +70,13 @@ EVERY = [
     dynamics.preconditioned_gd(0.05, np.array([0.5, 2.0])),
     dynamics.llqr_sam(0.05, 0.1, np.array([[1.0, 0.3], [0.3, 0.5]])),
     dynamics.llqr_sam(0.05, 0.1, np.array([0.5, 2.0]), norm="dual"),
-    dynamics.llqr_sam(0.05, 0.1, np.array([0.5, 2.0]), norm="none"),
+    dynamics.unnormalized_llqr_sam(0.05, 0.1, np.array([0.5, 2.0])),
     dynamics.sam(0.05, 0.1, beta=0.9),
     dynamics.llqr_sam(0.05, 0.1, np.array([0.5, 2.0]), beta=0.9),
 ]
-every_method = pytest.mark.parametrize("method", EVERY, ids=lambda m: f"{m.name} {m.norm} beta {m.beta}")
+every_method = pytest.mark.parametrize(
+    "method", EVERY, ids=lambda m: f"{m.name} {type(m.ascent).__name__} beta {m.beta}"
+)
 
 
 @every_method
@@ -106,7 +110,7 @@ def test_a_critical_point_is_at_rest(method: Method) -> None:
 
 @every_method
 def test_radius_zero_is_the_base_method(method: Method, rng: np.random.Generator) -> None:
-    plain = replace(method, rho=0.0)
+    plain = replace(method, ascent=method.ascent and replace(method.ascent, rho=0.0))
     base = Method("base", method.eta, U=method.U, beta=method.beta)
     start = rng.normal(size=2)
     np.testing.assert_array_equal(
@@ -391,7 +395,7 @@ def test_the_step_limit(h: float, beta: float) -> None:
     rho=st.floats(0, 2),
 )
 def test_the_pothole_multiplier_is_one_step(h: float, hbar: float, mu: float, eta: float, rho: float) -> None:
-    method = dynamics.llqr_sam(eta, rho, np.array([1 / (hbar + mu)]), norm="none")
+    method = dynamics.unnormalized_llqr_sam(eta, rho, np.array([1 / (hbar + mu)]))
     moved = step(method, one_dimension(h), np.array([1.0]))[0]
     assert moved == pytest.approx(stability.pothole_multiplier(h, hbar, mu, eta, rho), rel=1e-11, abs=1e-11)
     chi = stability.contrast(h, hbar, mu)
@@ -400,7 +404,7 @@ def test_the_pothole_multiplier_is_one_step(h: float, hbar: float, mu: float, et
 
 def test_the_matrix_form_needs_no_common_eigenvectors(rng: np.random.Generator) -> None:
     U, H, eta, rho = random_spd(rng, 4), random_spd(rng, 4), 0.3, 0.2
-    method = dynamics.llqr_sam(eta, rho, U, norm="none")
+    method = dynamics.unnormalized_llqr_sam(eta, rho, U)
     found = np.sort(orbits.multipliers(method, landscapes.quadratic(H), np.zeros(4)).real)
     h, V = np.linalg.eigh(U)
     root = V @ np.diag(np.sqrt(h)) @ V.T
@@ -425,10 +429,10 @@ def test_thresholds_of_the_four_ablations() -> None:
     """U in the step, in the perturbation, in both, in neither: eta 0.05, rho 0.4, U = 4."""
     U, one, eta, rho = np.array([4.0]), np.array([1.0]), 0.05, 0.4
     variants = {
-        "neither": (Method("", eta, rho, norm="none"), 8.828),
-        "step only": (Method("", eta, rho, U=U, norm="none", ascent_U=one), 3.904),
-        "perturbation only": (Method("", eta, rho, norm="none", ascent_U=U), 4.697),
-        "both": (Method("", eta, rho, U=U, norm="none"), 2.207),
+        "neither": (Method("", eta, dynamics.Unnormalized(rho)), 8.828),
+        "step only": (Method("", eta, dynamics.Unnormalized(rho), U=U), 3.904),
+        "perturbation only": (Method("", eta, dynamics.Unnormalized(rho, geometry.Preconditioned(U))), 4.697),
+        "both": (Method("", eta, dynamics.Unnormalized(rho, geometry.Preconditioned(U)), U=U), 2.207),
     }
     for name, (method, limit) in variants.items():
 
@@ -436,7 +440,7 @@ def test_thresholds_of_the_four_ablations() -> None:
             return bool(abs(step(method, one_dimension(h), one)[0]) < 1)
 
         assert orbits.bisect(settles, 0.1, 100.0) == pytest.approx(limit, abs=5e-4), name
-    both = dynamics.llqr_sam(eta, rho, U, norm="none")
+    both = dynamics.unnormalized_llqr_sam(eta, rho, U)
     assert perturbation(both, one) == perturbation(variants["both"][0], one)
 
 
@@ -446,7 +450,7 @@ def test_thresholds_of_the_four_ablations() -> None:
         (dynamics.gd(0.05), 40.0),
         (dynamics.preconditioned_gd(0.05, np.array([4.0])), 10.0),
         (dynamics.unnormalized_sam(0.05, 0.4), 8.827822),
-        (dynamics.llqr_sam(0.05, 0.4, np.array([4.0]), norm="none"), 2.206956),
+        (dynamics.unnormalized_llqr_sam(0.05, 0.4, np.array([4.0])), 2.206956),
     ],
     ids=["GD", "LLQR", "SAM", "LLQR+SAM"],
 )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.exact import curvature, lqr
-from llqr_sam_ref.exact.network import Array, Network, layerwise_lqr, two_weight_network
+from llqr_sam_ref.exact._arrays import Array
+from llqr_sam_ref.exact.network import Network, layerwise_lqr, two_weight_network
 from tests.exact import golden
 
 LOSSES = ("cross-entropy", "squared-error")

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llqr_sam_ref.exact.geometry import (
-    METRICS,
     Adaptive,
     Euclidean,
     Fisher,
@@ -21,11 +20,9 @@ from llqr_sam_ref.exact.geometry import (
     Preconditioned,
     ascent_gain,
     ascent_step,
-    dual_norm,
-    make_metric,
     metric_length,
-    pnorm_step,
 )
+from llqr_sam_ref.exact.pnorms import dual_norm, pnorm_step
 from llqr_sam_ref.exact.trust_region import worst_step
 from tests.exact.relaxed import random_spd
 
@@ -239,23 +236,6 @@ def test_preconditioned_is_the_inverse_metric(rng: np.random.Generator) -> None:
     euclidean = ascent_step(g, 0.1, Preconditioned(U), "euclidean")
     np.testing.assert_allclose(euclidean, 0.1 * U @ g / np.linalg.norm(U @ g), rtol=1e-14)
     np.testing.assert_allclose(ascent_step(g, 0.1, Preconditioned(7 * U), "euclidean"), euclidean, rtol=1e-14)
-
-
-def test_every_metric_is_made_by_name(rng: np.random.Generator) -> None:
-    g, w, G = rng.normal(size=3), rng.normal(size=3), random_spd(rng, 3)
-    made = {
-        "euclidean": make_metric("euclidean"),
-        "adaptive": make_metric("adaptive", weights=w, eta=0.01),
-        "fisher": make_metric("fisher", fisher=G, damping=0.1),
-        "monge": make_metric("monge", gradient=g, alpha=0.5),
-        "preconditioned": make_metric("preconditioned", U=G),
-        "positive_definite": make_metric("positive_definite", G=G),
-    }
-    assert set(made) == set(METRICS)
-    for name, metric in made.items():
-        assert type(metric) is METRICS[name]
-    np.testing.assert_array_equal(made["monge"].multiply(w), Monge(g, 0.5).multiply(w))
-    np.testing.assert_array_equal(made["fisher"].multiply(w), Fisher(G, 0.1).multiply(w))
 
 
 # Balls that are not ellipses ---

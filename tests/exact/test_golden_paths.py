@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.exact import dynamics, landscapes, stability
-from llqr_sam_ref.exact.dynamics import Method, perturbation, step, trajectory
-from llqr_sam_ref.exact.geometry import ascent_step, make_metric
+from llqr_sam_ref.exact.dynamics import Method, Normalized, perturbation, step, trajectory
+from llqr_sam_ref.exact.geometry import Adaptive, Euclidean, Monge, Preconditioned, ascent_step
 
 Array = np.ndarray
 BANANA = landscapes.banana()
@@ -107,8 +107,8 @@ def test_renaming_the_weights_changes_the_step(
     g = BANANA.gradient(w)
 
     def epsilon(g: Array, w: Array) -> Array:
-        ingredients = {"euclidean": {}, "monge": {"gradient": g}, "adaptive": {"weights": w}}[rule]
-        return ascent_step(g, 0.1, make_metric(rule, **ingredients))
+        metrics = {"euclidean": Euclidean(), "monge": Monge(g), "adaptive": Adaptive(w)}
+        return ascent_step(g, 0.1, metrics[rule])
 
     ours, renamed = epsilon(g, w), A * epsilon(A * g, w / A)
     np.testing.assert_allclose(ours, here, rtol=NINE_DIGITS)
@@ -282,7 +282,7 @@ def test_the_contrast_table(
         dynamics.gd(eta),
         dynamics.preconditioned_gd(eta, U),
         dynamics.unnormalized_sam(eta, rho),
-        dynamics.llqr_sam(eta, rho, U, norm="none"),
+        dynamics.unnormalized_llqr_sam(eta, rho, U),
     )
     moved = [step(method, parabola, np.ones(1))[0] for method in methods]
     np.testing.assert_allclose(moved, multipliers, rtol=NINE_DIGITS)
@@ -413,10 +413,9 @@ def test_a_stronger_plain_preconditioned_step_gets_home_too(noise: Array) -> Non
 
 def test_the_roads_ablation(noise: Array) -> None:
     """At the same radius: U in the perturbation only, in the step only, in both; and the metric norm."""
-    ones = np.ones(25)
     variants = {
-        "perturbation only": Method("", 0.01, 1.5, ascent_U=U_ROAD),
-        "step only": Method("", 0.005, 1.5, U=U_ROAD, ascent_U=ones),
+        "perturbation only": Method("", 0.01, Normalized(1.5, Preconditioned(U_ROAD))),
+        "step only": Method("", 0.005, Normalized(1.5), U=U_ROAD),
         "both": CARS["LLQR+SAM"],
         "metric norm": dynamics.llqr_sam(0.005, 0.5, U_ROAD, norm="dual"),
     }

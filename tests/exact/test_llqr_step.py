@@ -10,23 +10,14 @@ import pytest
 from jaxtyping import Float
 
 from llqr_sam_ref.config import ClosedForm, InnerLoop, LLQRConfig
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.curvature import fisher, hessian
-from llqr_sam_ref.exact.geometry import ascent_step
-from llqr_sam_ref.exact.llqr import (
-    HeavyBall,
-    Learned,
-    State,
-    perturbation,
-    refit,
-    refit_due,
-    start,
-    step_rule,
-    update,
-)
+from llqr_sam_ref.exact.geometry import Learned, ascent_step
+from llqr_sam_ref.exact.llqr import HeavyBall, State, perturbation, refit, refit_due, start, step_rule, update
 from llqr_sam_ref.exact.network import Network
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.probes import micro_batch_gradients, sample_labels
-from llqr_sam_ref.exact.structures import Array, Diagonal
+from llqr_sam_ref.exact.structures import Diagonal
 from tests.exact.relaxed import NAMES, random_preconditioner
 
 NET = Network((6, 5, 3))

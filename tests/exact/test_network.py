@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.exact import landscapes
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.losses import LOSSES
-from llqr_sam_ref.exact.network import Array, Network, layerwise_lqr, two_weight_network
+from llqr_sam_ref.exact.network import Network, layerwise_lqr, two_weight_network
 from llqr_sam_ref.exact.stages import ACTIVATIONS, Dense, Elementwise, LogSoftmax, Stage
 from tests.exact import golden
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llqr_sam_ref.exact import relaxation
+from llqr_sam_ref.exact.clock import travel_budget
+from llqr_sam_ref.exact.optima import early_stopping_filter
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
-from llqr_sam_ref.exact.probes import early_stopping_filter, travel_budget
 from llqr_sam_ref.exact.relaxation import (
     average,
     condition_left,

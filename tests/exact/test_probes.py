@@ -7,21 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
-from llqr_sam_ref.exact.probes import (
+from llqr_sam_ref.exact._arrays import Array
+from llqr_sam_ref.exact.clock import memory, overhead, travel_budget
+from llqr_sam_ref.exact.optima import (
     block_optimum,
     dense_optimum,
     diagonal_optimum,
     early_stopping_filter,
-    memory,
-    micro_batch_gradients,
-    overhead,
-    sample_labels,
     scalar_optimum,
-    travel_budget,
 )
+from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
+from llqr_sam_ref.exact.probes import micro_batch_gradients, sample_labels
 from llqr_sam_ref.exact.relaxation import inner_loop, relaxed_gradient, relaxed_objective
-from llqr_sam_ref.exact.structures import STRUCTURES, Array
+from llqr_sam_ref.exact.structures import STRUCTURES
 from tests.exact.relaxed import random_spd, random_symmetric
 
 D = 6

@@ -17,11 +17,10 @@ from llqr_sam_ref.exact.geometry import (
     Preconditioned,
     ascent_gain,
     ascent_step,
-    dual_norm,
     metric_length,
-    pnorm_step,
 )
 from llqr_sam_ref.exact.orbits import find_basin_radius, find_cycle, step_jacobian
+from llqr_sam_ref.exact.pnorms import dual_norm, pnorm_step
 from llqr_sam_ref.exact.trust_region import worst_step
 from tests.exact.numerical import numerical_gradient
 from tests.exact.relaxed import random_spd

@@ -31,11 +31,11 @@ QUADRATIC: dict[str, tuple[dynamics.Method, dict[str, Any]]] = {
     "monge": (dynamics.monge_sam(0.05, 0.1), {"metric": Monge()}),
     "monge, alpha 3, momentum": (dynamics.monge_sam(0.05, 0.1, 3.0, beta=0.9), {"metric": Monge(alpha=3.0)}),
     "preconditioned perturbation": (
-        dynamics.Method("", 0.05, 0.1, norm="euclidean", ascent_U=U),
+        dynamics.Method("", 0.05, dynamics.Normalized(0.1, geometry.Preconditioned(U))),
         {"metric": Preconditioned(learned)},
     ),
     "preconditioned perturbation, dual": (
-        dynamics.Method("", 0.05, 0.1, norm="dual", ascent_U=U),
+        dynamics.Method("", 0.05, dynamics.Steepest(0.1, geometry.Preconditioned(U))),
         {"metric": Preconditioned(learned), "norm": "dual"},
     ),
 }

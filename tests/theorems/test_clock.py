@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llqr_sam_ref.exact import probes, relaxation
+from llqr_sam_ref.exact import clock, relaxation
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
 from tests.theorems.catalogue import mutation
 
@@ -24,7 +24,7 @@ def _clipped_travel(gradients: list[Array], rate: float, clip: float, beta: floa
 
 
 @mutation("momentum is forgotten", budget=lambda steps, rate, clip, beta: rate * clip * steps)
-def test_thm_travel_budget(budget: Callable[..., float] = probes.travel_budget) -> None:
+def test_thm_travel_budget(budget: Callable[..., float] = clock.travel_budget) -> None:
     assert abs(budget(50, 1e-3, 5.0, 0.9) - 2.0523192) < 1e-7
     assert abs(budget(25, 5e-3, 5.0, 0.9) - 4.162) < 1e-3
     rng = np.random.default_rng(450)
@@ -180,4 +180,4 @@ def test_prop_product_cost(counts: Callable[[int], tuple[int, int]] = _counts) -
     gauss_newton, hessian = _counts(20)
     assert 1.32 < gauss_newton / (3 * 20 - 1) < 4 / 3
     assert 1.96 < hessian / (3 * 20 - 1) < 2
-    assert abs(probes.overhead(50, 1000) - 0.0667) < 1e-4
+    assert abs(clock.overhead(50, 1000) - 0.0667) < 1e-4

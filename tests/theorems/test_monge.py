@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llqr_sam_ref.exact import dynamics, geometry, landscapes
+from llqr_sam_ref.exact import dynamics, geometry, landscapes, stability
 from tests.theorems.catalogue import mutation
 
 Array = np.ndarray
@@ -306,9 +306,9 @@ def test_cex_msam_not_own_objective(
         assert abs(_relative(update, own(s) * H @ g / s) / s**2 - 1) < 0.02
 
 
-@mutation("SAM's amplitude", amplitude=lambda h, eta, rho: dynamics.sam_cycle_amplitude(h, eta, rho))
+@mutation("SAM's amplitude", amplitude=lambda h, eta, rho: stability.sam_cycle_amplitude(h, eta, rho))
 def test_thm_msam_two_cycle(
-    amplitude: Callable[[float, float, float], float] = dynamics.monge_cycle_amplitude,
+    amplitude: Callable[[float, float, float], float] = stability.monge_cycle_amplitude,
 ) -> None:
     curvatures = np.array([4.0, 2.0, 1.0, 0.5])
     landscape, rho = landscapes.bowl(curvatures), 0.1
@@ -319,7 +319,7 @@ def test_thm_msam_two_cycle(
             x = np.zeros(4)
             x[axis] = amplitude(float(h), eta, rho)
             assert _relative(dynamics.step(method, landscape, x), -x) < 1e-12
-            assert x[axis] < dynamics.sam_cycle_amplitude(float(h), eta, rho)
+            assert x[axis] < stability.sam_cycle_amplitude(float(h), eta, rho)
     path = dynamics.trajectory(dynamics.monge_sam(0.1, rho), landscape, rng.standard_normal((5, 4)), 3000)
     end = amplitude(4.0, 0.1, rho)
     np.testing.assert_allclose(

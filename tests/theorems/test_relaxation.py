@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llqr_sam_ref.exact import curvature, curvature_estimate, lqr, probes
+from llqr_sam_ref.exact import curvature, curvature_estimate, lqr, optima
 from llqr_sam_ref.exact.network import Network, layerwise_lqr
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.relaxation import inner_loop, relaxed_gradient, relaxed_objective
@@ -124,11 +124,11 @@ def test_thm_multi_probe_optimum(uncorrelated: Callable[[np.random.Generator], A
         stacked = np.vstack([np.kron(np.linalg.cholesky(G).T, row[None]) for row in rows])
         wanted = np.concatenate([np.linalg.solve(np.linalg.cholesky(G), row) for row in rows])
         dense = np.linalg.lstsq(stacked, wanted, rcond=None)[0].reshape(5, 5)
-        assert _relative(probes.dense_optimum(G), dense) < 1e-8
+        assert _relative(optima.dense_optimum(G), dense) < 1e-8
         hessian = np.mean([np.diag(row) @ G @ np.diag(row) for row in rows], axis=0)
         diagonal = np.linalg.solve(hessian, np.mean(rows**2, axis=0))
-        assert _relative(probes.diagonal_optimum(G, C), diagonal) < 1e-10
-        assert _relative(probes.diagonal_optimum(G, uncorrelated(rng)), 1 / np.diag(G)) < 1e-12
+        assert _relative(optima.diagonal_optimum(G, C), diagonal) < 1e-10
+        assert _relative(optima.diagonal_optimum(G, uncorrelated(rng)), 1 / np.diag(G)) < 1e-12
 
 
 def _draw(rng: np.random.Generator, law: str, count: int, d: int) -> Array:
@@ -158,17 +158,17 @@ def test_thm_random_probe_optimum(
             s = entry * batch
             entry = entry - 0.1 / (1 + step / 500) * np.mean((s @ G - batch) * batch, axis=0)
             kept.append(entry)
-        assert _relative(np.mean(kept[1000:], axis=0), probes.diagonal_optimum(G)) < 0.03
+        assert _relative(np.mean(kept[1000:], axis=0), optima.diagonal_optimum(G)) < 0.03
     white = np.sqrt(d) * np.eye(d)  # a set of probes whose second moment is I exactly
-    u = probes.scalar_optimum(G)
+    u = optima.scalar_optimum(G)
     assert abs(u - d / np.trace(G)) < 1e-14
     around = [relaxed_objective(_whole("dense", c * u * np.eye(d)), white, G) for c in (0.999, 1.0, 1.001)]
     assert min(around) == around[1]
-    blocks = probes.block_optimum(G, (3, 5))
+    blocks = optima.block_optimum(G, (3, 5))
     residual = G @ blocks - np.eye(d)
     assert max(np.abs(residual[:3, :3]).max(), np.abs(residual[3:, 3:]).max()) < 1e-13
-    assert _relative(blocks, probes.dense_optimum(G)) > 0.1
-    (slope,) = relaxed_gradient(_whole("dense", probes.dense_optimum(G)), white, G)
+    assert _relative(blocks, optima.dense_optimum(G)) > 0.1
+    (slope,) = relaxed_gradient(_whole("dense", optima.dense_optimum(G)), white, G)
     assert np.abs(slope["U"]).max() < 1e-13
 
 
@@ -182,16 +182,16 @@ def test_thm_early_stopping_filter(
         G, g = random_symmetric(rng, 6), rng.standard_normal(6)
         w, v = np.linalg.eigh(G)
         U = inner_loop(_whole("dense", np.eye(6)), g, G, steps=17, eta_U=eta_U, beta=0.0, clip=None)
-        s = v @ (probes.early_stopping_filter(w, 17, rate(eta_U, g)) * (v.T @ g))
+        s = v @ (optima.early_stopping_filter(w, 17, rate(eta_U, g)) * (v.T @ g))
         assert _relative(U.apply(g), s) < 1e-12
         assert _relative(U.to_dense(), np.eye(6) + np.outer(s - g, g) / (g @ g)) < 1e-12
     w = np.geomspace(1e-3, 20, 200)
-    response = probes.early_stopping_filter(w, 17, 0.05)  # a w up to one
+    response = optima.early_stopping_filter(w, 17, 0.05)  # a w up to one
     assert np.all(response >= np.minimum(1, 1 / w) * (1 - 1e-14))
     assert np.all(response <= np.maximum(1, 1 / w) * (1 + 1e-14))
-    assert abs(probes.early_stopping_filter([1.0], 17, 0.05)[0] - 1) < 1e-15
-    assert probes.early_stopping_filter([30.0], 17, 0.05)[0] < 1 / 30  # 1 < a w < 2 overshoots
-    assert abs(probes.early_stopping_filter([0.0], 17, 0.05)[0] - (1 + 17 * 0.05)) < 1e-14
+    assert abs(optima.early_stopping_filter([1.0], 17, 0.05)[0] - 1) < 1e-15
+    assert optima.early_stopping_filter([30.0], 17, 0.05)[0] < 1 / 30  # 1 < a w < 2 overshoots
+    assert abs(optima.early_stopping_filter([0.0], 17, 0.05)[0] - (1 + 17 * 0.05)) < 1e-14
 
 
 @mutation("the inner loop runs to the end", steps=10**8)
@@ -201,7 +201,7 @@ def test_cex_loss_scale_relaxation(steps: int = 20) -> None:
     found = {}
     for c in (0.1, 1.0):
         assert np.allclose(np.linalg.solve(c * np.diag(w), c * g), g / w, rtol=1e-14)
-        found[c] = probes.early_stopping_filter(c * w, steps, eta_U * c * c * float(g @ g)) * c * g
+        found[c] = optima.early_stopping_filter(c * w, steps, eta_U * c * c * float(g @ g)) * c * g
     assert found[0.1] @ found[1.0] / (_norm(found[0.1]) * _norm(found[1.0])) < 0.95
     for c, s in found.items():
         a = eta_U * c**3 * float(g @ g) * w
@@ -218,11 +218,11 @@ def test_prop_sum_mean_scale(total: Callable[[int, Array], Array] = lambda n, G:
     G, g, eta_U = random_spd(rng, 6), rng.standard_normal(6), 1e-3
     w, v = np.linalg.eigh(G)
     for n in (1, 8, 128):
-        assert _relative(n * probes.dense_optimum(total(n, G)), probes.dense_optimum(G)) < 1e-13
+        assert _relative(n * optima.dense_optimum(total(n, G)), optima.dense_optimum(G)) < 1e-13
         U = inner_loop(_whole("dense", np.eye(6)), g, total(n, G), steps=9, eta_U=eta_U, beta=0.0, clip=None)
         left = (1 - eta_U * n * (g @ g) * w) ** 9
         assert _relative(U.apply(g), v @ ((1 / (n * w) + (1 - 1 / (n * w)) * left) * (v.T @ g))) < 1e-12
-        assert abs(probes.early_stopping_filter([n * (1 / n)], 9, 0.05)[0] - 1) < 1e-14
+        assert abs(optima.early_stopping_filter([n * (1 / n)], 9, 0.05)[0] - 1) < 1e-14
 
 
 @mutation("the size of the micro-batch is forgotten", scale=lambda m: 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llqr_sam_ref.exact import landscapes
-from llqr_sam_ref.exact.curvature_estimate import separable_minimizer
+from llqr_sam_ref.exact.optima import separable_minimizer
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.relaxation import (
     average,

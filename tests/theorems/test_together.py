@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llqr_sam_ref.exact import dynamics, geometry, landscapes
+from llqr_sam_ref.exact import dynamics, geometry, landscapes, stability
 from tests.theorems.catalogue import mutation
 
 Array = np.ndarray
@@ -87,7 +87,7 @@ def test_thm_pothole_amplification(power: int = 2) -> None:
         h, U, x = rng.uniform(-3, 10, d), rng.uniform(0.2, 20, d), rng.standard_normal(d)
         bowl = landscapes.quadratic(np.diag(h))
         without = dynamics.step(dynamics.preconditioned_gd(eta, U), bowl, x) - x
-        both = dynamics.step(dynamics.llqr_sam(eta, rho, U, norm="none"), bowl, x) - x
+        both = dynamics.step(dynamics.unnormalized_llqr_sam(eta, rho, U), bowl, x) - x
         plain = dynamics.step(dynamics.unnormalized_sam(eta, rho), bowl, x)
         plain_part = plain - dynamics.step(dynamics.gd(eta), bowl, x)
         np.testing.assert_allclose(both - without, U**power * plain_part, rtol=1e-10, atol=1e-13)
@@ -105,7 +105,7 @@ def _critical_curvature(U: float, eta: float, rho: float) -> float:
 
 
 @mutation("the limit does not know rho: 2/eta", limit=lambda eta, rho: 2 / eta)
-def test_thm_pothole_contrast(limit: LimitRule = dynamics.contrast_limit) -> None:
+def test_thm_pothole_contrast(limit: LimitRule = stability.contrast_limit) -> None:
     """The bottom is stable iff the contrast is below chi*: bisection, and runs just below and above it."""
     for eta in (0.01, 0.05, 0.2, 0.5):
         for rho, believed in ((0.05, 0.25), (0.4, 0.25), (1.0, 10.05), (3.0, 0.06)):
@@ -114,7 +114,7 @@ def test_thm_pothole_contrast(limit: LimitRule = dynamics.contrast_limit) -> Non
             assert abs(_critical_curvature(U, eta, rho) / edge - 1) < 1e-10
             for factor, stable in ((0.99, True), (1.01, False)):
                 hole = landscapes.quadratic(np.array([[factor * edge]]))
-                method = dynamics.llqr_sam(eta, rho, np.array([U]), norm="none")
+                method = dynamics.unnormalized_llqr_sam(eta, rho, np.array([U]))
                 path = dynamics.trajectory(method, hole, np.array([1e-6]), 400)
                 assert (abs(path[-1, 0]) < 1e-6) == stable
     radii = np.linspace(0.01, 5, 200)
@@ -132,10 +132,10 @@ def test_cor_pothole_wide_basin(
     for eta in np.linspace(0.01, 1.9, 25):
         for rho in np.linspace(0.0, 3.0, 25):
             if admitted(eta, rho):
-                multipliers = [dynamics.pothole_multiplier(c, 1.0, 0.0, eta, rho) for c in chi]
+                multipliers = [stability.pothole_multiplier(c, 1.0, 0.0, eta, rho) for c in chi]
                 assert np.max(np.abs(multipliers)) < 1
     # The condition is sharp: at contrast 1 with eta (1 + rho) = 2.07 the step overshoots.
-    assert abs(dynamics.pothole_multiplier(1.0, 1.0, 0.0, 0.9, 1.3)) > 1.06
+    assert abs(stability.pothole_multiplier(1.0, 1.0, 0.0, 0.9, 1.3)) > 1.06
 
 
 @mutation("a map that is not refreshed", refreshed=lambda H, mu: np.eye(len(H)) / mu)
@@ -165,7 +165,7 @@ def test_thm_pothole_spd(curvature: Callable[[Array, Array], Array] = _joint_cur
     """Without any common eigenvectors the contrasts are the eigenvalues of U^(1/2) H U^(1/2)."""
     rng = np.random.default_rng(506)
     eta, rho = 0.05, 0.4
-    limit = dynamics.contrast_limit(eta, rho)
+    limit = stability.contrast_limit(eta, rho)
     for trial in range(50):
         U, H = _random_spd(rng, 5), _random_spd(rng, 5)
         if trial % 2:  # an indefinite H keeps the similarity, not the stability statement
@@ -181,8 +181,8 @@ def test_thm_pothole_spd(curvature: Callable[[Array, Array], Array] = _joint_cur
             assert (np.max(np.abs(eigenvalues)) < 1) == (np.max(chi) < limit)
 
 
-@mutation("momentum forgotten", limit=lambda eta, rho, beta: dynamics.contrast_limit(eta, rho, 0.0))
-def test_thm_pothole_momentum(limit: LimitRule = dynamics.contrast_limit) -> None:
+@mutation("momentum forgotten", limit=lambda eta, rho, beta: stability.contrast_limit(eta, rho, 0.0))
+def test_thm_pothole_momentum(limit: LimitRule = stability.contrast_limit) -> None:
     """Heavy ball moves the limit to that of 2 (1 + beta): bisection on the spectral radius of the map."""
     for eta, rho in ((0.05, 0.4), (0.2, 0.1)):
         for beta in (0.0, 0.5, 0.9, 0.99):
@@ -259,8 +259,8 @@ def test_prop_pothole_ablations(outer_only: Callable[[Array, float, float], Arra
 def test_cex_stale_preconditioner(U: float = 100.0) -> None:
     """An average that is too small throws the iterate out of an honest basin: contrast 20, multiplier -8."""
     h, eta, rho = 0.2, 0.05, 0.4
-    multiplier = dynamics.pothole_multiplier(h, 1 / U, 0.0, eta, rho)
-    method = dynamics.llqr_sam(eta, rho, np.array([U]), norm="none")
+    multiplier = stability.pothole_multiplier(h, 1 / U, 0.0, eta, rho)
+    method = dynamics.unnormalized_llqr_sam(eta, rho, np.array([U]))
     path = dynamics.trajectory(method, landscapes.quadratic(np.array([[h]])), np.array([1e-6]), 20)
     assert abs(multiplier + 8) < 1e-12
     assert np.max(np.abs(path)) > 1
@@ -270,14 +270,14 @@ def test_cex_stale_preconditioner(U: float = 100.0) -> None:
 def test_thm_negative_curvature_attraction(rho: float = 0.4) -> None:
     """At curvature -|h| the point attracts iff 1 < rho U |h| < 1 + 2/(eta U |h|): example and both edges."""
     h, U, eta = 1.0, 4.0, 0.05
-    assert abs(dynamics.pothole_multiplier(-h, 1 / U, 0.0, eta, rho) - 0.88) < 1e-12
+    assert abs(stability.pothole_multiplier(-h, 1 / U, 0.0, eta, rho) - 0.88) < 1e-12
     wrong = 0
     for h, U in ((1.0, 4.0), (0.3, 10.0), (5.0, 0.7)):
         for eta in (0.05, 0.2):
             q = U * h
             for edge, inside_above in ((1 / q, True), ((1 + 2 / (eta * q)) / q, False)):
                 for factor in (0.98, 1.02):
-                    method = dynamics.llqr_sam(eta, factor * edge, np.array([U]), norm="none")
+                    method = dynamics.unnormalized_llqr_sam(eta, factor * edge, np.array([U]))
                     hill = landscapes.quadratic(np.array([[-h]]))
                     path = dynamics.trajectory(method, hill, np.array([1e-6]), 2000)
                     attracted = abs(path[-1, 0]) < 1e-6

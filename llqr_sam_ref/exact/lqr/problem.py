@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from llqr_sam_ref.errors import check_count, check_number
-from llqr_sam_ref.exact._arrays import check_matrix, check_symmetric, check_vector
+from llqr_sam_ref.exact._arrays import Array, check_matrix, check_symmetric, check_vector
 
-Array = Float[np.ndarray, "..."]
 Arrays = tuple[Array, ...]
 
 

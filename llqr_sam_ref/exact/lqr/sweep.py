@@ -31,7 +31,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from llqr_sam_ref.exact.lqr.problem import Array, Arrays, Problem, dense, first_state, symmetric_part
+from llqr_sam_ref.exact._arrays import Array
+from llqr_sam_ref.exact.lqr.problem import Arrays, Problem, dense, first_state, symmetric_part
 
 TRUSTED = 1e-10  # the largest KKT residual that ``solve`` lets pass
 
