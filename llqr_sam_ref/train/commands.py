@@ -143,7 +143,7 @@ def training(out: str | None, config: TrainConfig, program: str, arguments: Sequ
         UserError: an option is given that nothing reads.
     """
     folder: Any = tyro.MISSING if out is None else out
-    with incomplete():  # what is only in the preset, and no longer read, is not the user's mistake
+    with incomplete():  # what the preset has, and the given options make unread, is not the user's mistake
         command = parsed(TrainCommand, program, arguments, out=folder, config=config)
     usual, given = config.flat(), command.config.flat()
     chosen = config.replace(**{name: value for name, value in given.items() if value != usual[name]})

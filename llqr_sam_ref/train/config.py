@@ -123,8 +123,9 @@ class OptimizerConfig(Settings):
     llqr: tuple[str, ...] = anything(())
     probe_size: int = count(128)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """See that every value is allowed and read, those for LLQR among them."""
+        super().check()
         llqr_config(self)
 
     @classmethod

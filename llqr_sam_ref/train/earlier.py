@@ -6,13 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from llqr_sam_ref.config import InnerLoop, LLQRConfig
+from llqr_sam_ref.config import RENAMED, InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.train.config import FREE, GROUP_OF, TrainConfig
 from llqr_sam_ref.train.methods import METHODS, SOLVERS
-
-# Settings of LLQR that had another name when those of both solvers stood side by side.
-RENAMED = {"inner_steps": "steps", "inner_lr": "lr", "inner_momentum": "momentum"}
 
 
 def as_now(settings: Mapping[str, Any], where: object) -> TrainConfig:

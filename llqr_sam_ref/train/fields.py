@@ -118,9 +118,16 @@ class Settings:
     """A group of settings; it is a frozen dataclass all of whose fields are made by the functions above."""
 
     def __post_init__(self) -> None:
+        if not _incomplete.get():
+            self.check()
+
+    def check(self) -> None:
+        """See that every value is allowed, and that everything that was set is read.
+
+        Raises:
+            UserError: it is not; the message names the setting.
+        """
         self.check_values(vars(self))
-        if _incomplete.get():
-            return
         for name, reason in self.unread(vars(self)).items():
             raise UserError(refusal(name, vars(self)[name], reason))
 
@@ -209,7 +216,7 @@ def either(values: Iterable[object]) -> str:
 
 @contextmanager
 def incomplete() -> Iterator[None]:
-    """Inside, groups are made without asking whether all is read: who makes them does not know yet what was set."""
+    """Inside, groups are made without being checked: who makes them does not know yet what was set by whom."""
     token = _incomplete.set(True)
     try:
         yield

@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llqr_sam_ref.config import ClosedForm, InnerLoop, LLQRConfig
+from llqr_sam_ref.config import RENAMED, ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import UserError, check_choice
 from llqr_sam_ref.train.fields import either
 from llqr_sam_ref.train.settings import parse
@@ -298,6 +298,8 @@ def llqr_config(config: OptimizerConfig) -> LLQRConfig | None:
     own = make()
     solver = SOLVERS[check_choice("llqr solver", settings.pop("solver", _word(type(own.solver))), SOLVERS)]
     for name, value in settings.items():
+        if name in RENAMED:
+            raise UserError(f"llqr {name}={value!r} has another name now; write {RENAMED[name]}={value!r}.")
         if not _reads(solver, name) and (others := [kind for kind in SOLVERS.values() if _reads(kind, name)]):
             raise UserError(
                 f"llqr {name}={value!r} is not read by solver={_word(solver)}; leave it out, or add "
