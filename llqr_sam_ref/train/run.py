@@ -88,12 +88,17 @@ class _Session:
         self.log_every = self.config.watch.log_every or LOG_EVERY.get(device, 50)
 
     def run(self, arguments: Sequence[str]) -> dict[str, Any]:
-        trainer, watch, first = self.trainer, self.config.watch, self.ranks.first
         self.start = self.epoch_start = time.perf_counter()
         self.ranks.from_first(lambda: _make(self.folder))
+        if self.trainer.step < self.trainer.steps:  # else it was stopped between its last step and its record
+            self._train()
+        return self._finish(arguments)
+
+    def _train(self) -> None:
+        trainer, watch, first = self.trainer, self.config.watch, self.ranks.first
         show = {"bar": watch.progress and first, "scalars": watch.tensorboard and first}
         self.display = Display(self.folder, trainer.steps, trainer.step, **show)
-        if first and 0 < trainer.step < trainer.steps:
+        if first and trainer.step:
             self.display.say(f"going on from step {trainer.step} of {trainer.steps}.")
         try:
             with _stop_requests() as requests:
@@ -102,7 +107,6 @@ class _Session:
                     self._after_step(bool(requests))
         finally:
             self.display.close()
-        return self._finish(arguments)
 
     def _after_step(self, stop: bool) -> None:
         trainer, every = self.trainer, self.config.watch.checkpoint_every
