@@ -11,7 +11,7 @@ from torch import Tensor
 from llqr_sam_ref.train import checkpoint
 from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import load_data
-from llqr_sam_ref.train.loop import Trainer
+from llqr_sam_ref.train.loop import Observer, Trainer
 from llqr_sam_ref.train.methods import METHODS
 from llqr_sam_ref.train.presets import configured
 from llqr_sam_ref.train.ranks import RunRanks
@@ -47,11 +47,11 @@ def read_by(method: str, **settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in METHODS[method].reads}
 
 
-def trainer(config: TrainConfig, ranks: RunRanks | None = None) -> Trainer:
+def trainer(config: TrainConfig, ranks: RunRanks | None = None, observer: Observer | None = None) -> Trainer:
     """Its trainer, before the first step."""
     here = RunRanks() if ranks is None else ranks
     dtype = torch.float64 if config.machine.precision == "float64" else torch.float32
-    return Trainer(config, load_data(config.data, here.device, dtype), here)
+    return Trainer(config, load_data(config.data, here.device, dtype), here, observer)
 
 
 def weights(trainer: Trainer) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llqr_sam_ref.train import seeds
 from llqr_sam_ref.train.config import TrainConfig
-from llqr_sam_ref.train.loop import Trainer
+from llqr_sam_ref.train.loop import Observer, Trainer
 from llqr_sam_ref.train.methods import METHODS
 from llqr_sam_ref.train.presets import configured
 from llqr_sam_ref.train.schedule import learning_rate
@@ -227,6 +227,77 @@ def test_compiled_passes_equal_plain_ones(method: str, monkeypatch: pytest.Monke
     for _ in range(4):
         compiled.train_step()
     assert same(weights(compiled), steps(small(method), 4), 1e-12)
+
+
+# Looking on.
+
+
+class Witness(Observer):
+    """Keeps what it sees, in order."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, list[Tensor], list[Tensor]]] = []
+
+    def note(self, when: str, run: Trainer) -> None:
+        parameters = list(run.model.parameters())
+        self.seen.append((
+            when,
+            [p.detach().clone() for p in parameters],
+            [p.grad.clone() for p in parameters if p.grad is not None],
+        ))
+
+    def first_pass(self, trainer: Trainer) -> None:
+        self.note("first pass", trainer)
+
+    def perturbed(self, trainer: Trainer) -> None:
+        self.note("perturbed", trainer)
+
+    def second_pass(self, trainer: Trainer) -> None:
+        self.note("second pass", trainer)
+
+    def stepped(self, trainer: Trainer) -> None:
+        self.note("stepped", trainer)
+
+
+def test_an_observer_sees_a_step_of_sam_from_inside() -> None:
+    """The gradients at w and at w + epsilon, the weights in between, and the step that follows; nothing changes."""
+    config = small("sam", rho=0.3, momentum=0.0, weight_decay=0.0, schedule="constant", lr=0.5, clip_norm=1e3)
+    run = trainer(config, observer=(witness := Witness()))
+    run.train_step()
+    names, weights, gradients = zip(*witness.seen, strict=True)
+    assert names == ("first pass", "perturbed", "second pass", "stepped")
+    length = torch.cat([g.flatten() for g in gradients[0]]).norm()
+    for i, w in enumerate(weights[0]):
+        torch.testing.assert_close(weights[1][i], w + 0.3 * gradients[0][i] / length, rtol=0, atol=1e-12)
+        torch.testing.assert_close(weights[3][i], w - 0.5 * gradients[2][i], rtol=0, atol=1e-12)
+    assert same(list(weights[2]), list(weights[0]))
+    assert same(list(gradients[1]), list(gradients[0]))
+    assert same(list(gradients[3]), list(gradients[2]))
+    assert same(list(weights[3]), steps(config, 1))
+
+
+@pytest.mark.parametrize(("method", "moments"), [("sgd", 2), ("sam", 4), ("llqr", 2), ("llqr-sam", 4)])
+def test_every_method_is_seen(method: str, moments: int) -> None:
+    run = trainer(small(method), observer=(witness := Witness()))
+    run.train_step()
+    assert len(witness.seen) == moments
+    assert same(weights(run), steps(small(method), 1))
+
+
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(small("sgd", epochs=3))
+    draw, drawn = run.data.batches, 0
+
+    def counted(size: int, generator: torch.Generator) -> list[Tensor]:
+        nonlocal drawn
+        drawn += 1
+        return draw(size, generator)
+
+    monkeypatch.setattr(run.data, "batches", counted)
+    for _ in range(run.steps):
+        run.train_step()
+        assert (run.steps_per_epoch, run.examples_per_epoch) == (3, 96)
+    assert drawn == 2  # of the epochs after the first, whose order tells how many steps there are
 
 
 # Sequences.
