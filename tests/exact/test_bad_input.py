@@ -62,9 +62,9 @@ CASES: list[tuple[Callable[[], object], str, str]] = [
     (lambda: geometry.Preconditioned(np.array([1.0, 0.0])), "U[1]=0.0 is not positive", "positive entries"),
     (lambda: geometry.Preconditioned(-I2), "U is not positive definite", "add a damping larger than 1"),
     # the exact worst neighbor
-    (lambda: trust_region.worst_step(G, np.eye(3), 0.1), "hessian has shape (3, 3)", "shape (2, 2)"),
-    (lambda: trust_region.worst_step(G, I2, -0.1), "rho=-0.1", "pass a finite number in [0, inf)"),
-    (lambda: trust_region.worst_step(NAN, I2, 0.1), "gradient holds nan", "pass finite numbers"),
+    (lambda: trust_region.trust_region_step(G, np.eye(3), 0.1), "hessian has shape (3, 3)", "shape (2, 2)"),
+    (lambda: trust_region.trust_region_step(G, I2, -0.1), "rho=-0.1", "pass a finite number in [0, inf)"),
+    (lambda: trust_region.trust_region_step(NAN, I2, 0.1), "gradient holds nan", "pass finite numbers"),
     # landscapes
     (lambda: landscapes.bowl(np.array([1.0, 0.0])), "curvatures=[1.0, 0.0]", "use quadratic(H)"),
     (lambda: landscapes.quadratic(np.ones((2, 3))), "H has shape (2, 3)", "pass a square matrix"),

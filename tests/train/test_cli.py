@@ -403,7 +403,9 @@ def test_an_import_says_which_extra_is_missing(missing: str, code: str, extra: s
 
 
 def test_what_needs_no_torch_works_without() -> None:
-    code = "from llqr_sam_ref import LLQRConfig; import llqr_sam_ref.exact.dynamics; print(LLQRConfig().every)"
+    code = (
+        "from llqr_sam_ref import LLQRConfig; import llqr_sam_ref.exact.dynamics; print(LLQRConfig().every)"
+    )
     done = without(("torch", "matplotlib", "tyro"), code)
     assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
 

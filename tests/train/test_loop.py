@@ -122,7 +122,7 @@ def test_perturbations_begin_and_pause() -> None:
     run = trainer(small("sam", sam_start=3, sam_every=2))
     radii = []
     for _ in range(6):
-        run.optimizer._radius = 0.0  # type: ignore[attr-defined]
+        run.optimizer.progress.radius = 0.0  # type: ignore[attr-defined]
         run.train_step()
         radii.append(run.radius > 0)
     assert radii == [False, False, False, True, False, True]
