@@ -66,7 +66,7 @@ def time_to(record: Record, accuracy: float, clock: str = "seconds") -> float | 
 
 
 def table(records: Mapping[str, Record], target: float | None = None) -> list[dict[str, str]]:
-    """One row a group: accuracy and loss with their spread over seeds, speed, time to an accuracy, sharpness.
+    """One row per group: accuracy and loss with their spread over seeds, speed, time to an accuracy, sharpness.
 
     Args:
         records: of runs, by name.

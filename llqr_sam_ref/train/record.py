@@ -173,7 +173,7 @@ def read(run: str | Path) -> dict[str, Any]:
 
 
 def _text(record: dict[str, Any]) -> str:
-    """JSON with an entry a line, and in lists of objects one of these a line."""
+    """JSON with one entry per line, and in lists of objects one of these per line."""
     lines = []
     for key, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
