@@ -44,10 +44,10 @@ Probe = Callable[[], tuple[Any, Any]]
 class LLQR(OptimizerWrapper):
     """Layerwise LQR preconditioning around a base optimizer.
 
-    if a refit is due:       U <- refit at w                              ClosedForm, or InnerLoop and its average
-    with SAM around it:      g <- gradient at w + rho U g/|U g|
-    acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
-    acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
+        if a refit is due:       U <- refit at w               ClosedForm, or InnerLoop and its average
+        with SAM around it:      g <- gradient at w + rho U g/|U g|
+        acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
+        acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
 
     with base(v) the base's update from the gradient v, eta its ``lr`` and wd its ``weight_decay``. U is learned
     from second-order information on a probe batch at every refit, and multiplies the base's update or its gradient.

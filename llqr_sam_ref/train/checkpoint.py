@@ -18,12 +18,14 @@ from typing import Any, BinaryIO
 
 import torch
 
+from llqr_sam_ref.errors import RunError
+
 FORMAT, VERSION = "llqr_sam_ref run", 1
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 KEYS = ("config", "step", "model", "optimizer", "scaler", "meters", "history", "seconds")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint cannot be written or read."""
 
 
@@ -112,6 +114,24 @@ def load(folder: Path, say: Callable[[str], object]) -> dict[str, Any] | None:
             " ".join(problems) + f" Restore one, or start anew in another folder than {folder}."
         )
     return None
+
+
+def kept(folder: Path) -> str:
+    """What is left of a run that was broken off, in words.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        A sentence.
+    """
+    try:
+        content = load(folder, lambda text: None)
+    except CheckpointError as error:
+        return str(error)
+    if content is None:
+        return f"no checkpoint was written to {folder} yet."
+    return f"{folder} has the checkpoint of step {content['step']}; the same command goes on from it."
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -7,20 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llqr_sam_ref.train.config import FREE
+
 # What a line may differ in without being another line.
-IRRELEVANT = frozenset({
-    *(
-        "seed",
-        "device",
-        "workers",
-        "eval_batch_size",
-        "log_every",
-        "checkpoint_every",
-        "progress",
-        "tensorboard",
-    ),
-    *("download", "sharpness_examples", "sharpness_rho"),
-})
+IRRELEVANT = FREE | {"seed"}
 Record = Mapping[str, Any]
 
 
