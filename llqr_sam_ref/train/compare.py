@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llqr_sam_ref.tables import Table
 from llqr_sam_ref.train.config import FREE
 
 # What a line may differ in without being another line.
@@ -110,12 +111,7 @@ def text(rows: Sequence[Mapping[str, str]]) -> str:
     """
     if not rows:
         return ""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return repr(Table(list(rows[0]), [list(row.values()) for row in rows]))
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:
