@@ -29,8 +29,9 @@ from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.train import checkpoint, cli, record
 from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import load_data
+from llqr_sam_ref.train.earlier import as_now
 from llqr_sam_ref.train.loop import Trainer, averages
-from llqr_sam_ref.train.ranks import Ranks
+from llqr_sam_ref.train.ranks import RunRanks
 
 METHOD = "llqr-sam"
 PUBLISHED = "llqr-published-sam"
@@ -83,7 +84,7 @@ class Watched(Trainer):
 
 def trainer(config: TrainConfig) -> Watched:
     """The trainer of a run, at its beginning."""
-    return Watched(config, load_data(config.data, torch.device("cpu")), Ranks())
+    return Watched(config, load_data(config.data, torch.device("cpu")), RunRanks())
 
 
 def flat_gradient(run: Trainer) -> Tensor:
@@ -261,7 +262,7 @@ def main(options: Options) -> Path:
     if code:
         raise RuntimeError(f"the run ended with {code}.")
     found = record.read(options.out)
-    config = TrainConfig.from_flat({**found["config"], "data_path": options.data_path})
+    config = as_now({**found["config"], "data_path": options.data_path}, options.out)
     epoch = epoch_again(config)
     first = found["metrics"][0]
     for name in ("loss", "accuracy"):

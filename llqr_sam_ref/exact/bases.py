@@ -17,7 +17,7 @@ def eigenbasis(gram: Float[np.ndarray, "side side"]) -> Basis:
     """The eigenvectors of a Gram matrix, as columns, eigenvalues rising; None if the matrix is zero.
 
     Args:
-        gram: symmetric, positive semidefinite.
+        gram: symmetric positive semidefinite matrix, shape (side, side).
 
     Returns:
         An orthogonal matrix. The matrix is divided by its trace first, so that its scale does not matter, and

@@ -32,7 +32,7 @@ class Estimate:
     """What is known of one array's curvature.
 
     Args:
-        shape: of the array.
+        shape: shape of the array, (p,) or (output side, input side).
         structure: how U will act on it.
         c: the curvature: a mean (1,) for scalar, F (p, p) for dense, else diag(E'F E) in the array's shape.
         bases: E_Psi (output side) and E_Phi (input side); None stands for the identity.
@@ -119,7 +119,7 @@ def average_gain(decay: float, count: int) -> float:
     """How far a bias-corrected average moves to its count-th sample: (1 - decay)/(1 - decay^count).
 
     Args:
-        decay: beta in [0, 1).
+        decay: weight of the past, in [0, 1).
         count: 1 for the first sample, which is then taken whole.
 
     Returns:
@@ -139,7 +139,7 @@ def basis_due(refit: int, basis_every: int) -> bool:
 
     Args:
         refit: number of the refit, from 1.
-        basis_every: b.
+        basis_every: b, the number of refits from one computation of bases to the next.
 
     Returns:
         True if it does.
@@ -165,17 +165,17 @@ def update_curvature(
     Averages are bias-corrected.
 
     Args:
-        curvature: the state.
+        curvature: the estimate so far.
         probes: V_j, gradients of the mean loss on micro-batches, shape (k, d).
         scale: what makes E V V' the Fisher matrix: m, the examples in a micro-batch (m n for a summed loss).
-        curvature_ema: decay of c.
-        basis_ema: decay of the Gram matrices.
+        curvature_ema: decay of the average of c, per refit.
+        basis_ema: decay of the average of the Gram matrices, per computation of bases.
         basis_every: b; bases are computed at refits 1, 2 and every multiple of b.
         bases: take these instead of computing eigenvectors, one pair per array, when bases are due: two
             implementations agree only in one basis, for eigenvectors of equal eigenvalues are free to turn.
 
     Returns:
-        The new state.
+        The new estimate.
 
     Raises:
         ValueError: probes or bases that do not fit or are not finite, a setting out of its range.
@@ -243,8 +243,8 @@ def relative_damping(curvature: CurvatureEstimate, delta: float) -> float:
     """Delta times the mean curvature, mu = delta tr(F)/d: one number for all weights.
 
     Args:
-        curvature: the state.
-        delta: relative damping.
+        curvature: the estimate so far.
+        delta: relative damping, a multiple of the mean curvature; no unit.
 
     Returns:
         mu, in units of curvature.

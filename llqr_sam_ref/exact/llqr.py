@@ -3,7 +3,7 @@
 One training step from weights w and gradient g, learning rate eta, decay wd, around a base optimizer whose update
 from a gradient v is base(v): here heavy ball, m <- beta m + v, base(v) = m, or v + beta m with Nesterov's look-ahead.
 
-    if a refit is due:       U <- refit at w                              ClosedForm, or InnerLoop and its average
+    if a refit is due:       U <- refit at w               ClosedForm, or InnerLoop and its average
     with SAM around it:      g <- gradient at w + rho U g/|U g|
     acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
     acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
@@ -44,9 +44,9 @@ class HeavyBall:
     """The base optimizer: m <- beta m + v, and the direction m, or v + beta m with Nesterov's look-ahead.
 
     Args:
-        beta: momentum.
-        nesterov: which direction.
-        wd: weight decay.
+        beta: heavy-ball momentum, 0 <= beta < 1.
+        nesterov: whether the direction is v + beta m instead of m.
+        wd: weight decay, in units of the gradient per weight.
 
     Raises:
         ValueError: beta outside [0, 1) or a negative decay.
@@ -73,7 +73,7 @@ class State:
         m: momentum buffer (d,).
         curvature: the closed form's memory; None with the inner loop.
         shapes: of the arrays, in flat order.
-        steps: training steps taken.
+        steps: number of training steps taken.
         last_refit: value of ``steps`` at the last refit, -1 before the first.
     """
 
@@ -90,7 +90,7 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
     """The state before the first step.
 
     Args:
-        config: what LLQR does.
+        config: the settings of LLQR.
         w: weights, flat (d,).
         layers: for each layer the shapes of its arrays, in flat order.
 
@@ -129,8 +129,8 @@ def refit_due(config: LLQRConfig, state: State) -> bool:
     """Whether no refit has happened yet in the current period of ``every`` steps.
 
     Args:
-        config: what LLQR does.
-        state: before the step.
+        config: the settings of LLQR.
+        state: the state before the step.
 
     Returns:
         True at steps 0, every, 2 every, ..., and later as long as the refit is overdue.
@@ -149,8 +149,8 @@ def refit(
     """Learn U anew at the present weights.
 
     Args:
-        config: what LLQR does.
-        state: before the refit.
+        config: the settings of LLQR.
+        state: the state before the refit.
         probes: k gradients of the mean loss, over m = n/k examples each, against the labels of
             ``probe_vector``.
         examples: n, examples in the whole probe batch.
@@ -227,9 +227,9 @@ def step_rule(
     Zero stays zero.
 
     Args:
-        rule: which.
-        S: preconditioned vector.
-        v: what U was applied to.
+        rule: one of the four.
+        S: preconditioned vector U v, flat (d,).
+        v: the vector that U was applied to, flat (d,).
         shapes: of the arrays, in flat order.
 
     Returns:
@@ -262,8 +262,8 @@ def update(
     """One training step from a gradient (for LLQR+SAM, the gradient at the perturbed weights).
 
     Args:
-        config: what LLQR does.
-        state: before the step.
+        config: the settings of LLQR.
+        state: the state before the step.
         gradient: g, flat (d,).
         eta: learning rate; with a fixed root mean square, the RMS change of a weight in this step.
         base: the base optimizer; none given means Nesterov momentum 0.9 without decay.
@@ -304,10 +304,10 @@ def training_step(
     """One training step of LLQR, or of LLQR+SAM: the rule at the top of this file, whole.
 
     Args:
-        config: what LLQR does.
-        state: before the step.
+        config: the settings of LLQR.
+        state: the state before the step.
         gradient: w -> the gradient of the loss there, flat (d,).
-        eta: learning rate.
+        eta: learning rate; with a fixed root mean square, the RMS change of a weight in this step.
         base: the base optimizer; none given means Nesterov momentum 0.9 without decay.
         rho: radius of the perturbation, in weights; 0 is LLQR alone.
         learn: state -> the state with U learned anew at its weights, called when a refit is due: ``refit`` with probes
@@ -335,9 +335,9 @@ def perturbation(
     """The perturbation of LLQR+SAM: epsilon = rho U v/|U v|, or rho U v/sqrt(v'U v) in the dual norm.
 
     Args:
-        U: preconditioner.
+        U: preconditioner on d weights.
         v: ascent vector, the gradient at the unperturbed weights or a centered one, flat (d,).
-        rho: radius.
+        rho: radius, in weights ("euclidean") or in the metric's unit of length ("dual").
         norm: "euclidean", where the scale of U cannot matter, or "dual", the steepest step under G = U^{-1}.
 
     Returns:

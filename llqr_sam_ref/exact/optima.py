@@ -132,7 +132,7 @@ def early_stopping_filter(w: ArrayLike, steps: int, a: float) -> Array:
 
     Args:
         w: curvature, any shape; 0 stands for its limit 1 + a T.
-        steps: T.
+        steps: T, number of inner steps.
         a: inner learning rate times the probe's squared length, eta_U |g|^2.
 
     Returns:

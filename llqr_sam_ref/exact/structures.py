@@ -308,8 +308,8 @@ class EKFAC(TwoSided):
 
         Args:
             factors: E_Phi, E_Psi and what makes D.
-            X: block of g.
-            Z: block of z.
+            X: the block's part of g, shape (m, n).
+            Z: the block's part of z, shape (m, n).
 
         Returns:
             One gradient per factor.
@@ -398,7 +398,7 @@ def structure_for(name: str, shape: Shape) -> Structure:
 
     Args:
         name: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac" or "dense".
-        shape: of the block.
+        shape: shape of the block, (p,) or (m, n).
 
     Returns:
         The structure.
@@ -418,8 +418,8 @@ def stored_numbers(name: str, shape: Shape) -> int:
     """How many numbers a structure keeps for a block of this shape, counted without building them.
 
     Args:
-        name: structure.
-        shape: of the block, (p,) or (m, n).
+        name: name of the structure.
+        shape: shape of the block, (p,) or (m, n).
 
     Returns:
         1; m n; m^2 + n^2; m^2 + n^2 + m n; m^2 + n^2 + m + n; or (m n)^2.

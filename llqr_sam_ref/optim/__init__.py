@@ -5,6 +5,10 @@ Public are the names here and those of ``metric`` (to write a metric), ``likelih
 change.
 """
 
+from llqr_sam_ref.errors import needs
+
+needs("torch", "torch")
+
 from llqr_sam_ref.config import ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.optim.batchnorm import frozen_batch_stats
 from llqr_sam_ref.optim.llqr import LLQR

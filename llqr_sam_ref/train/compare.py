@@ -7,20 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llqr_sam_ref.train.config import FREE
+
 # What a line may differ in without being another line.
-IRRELEVANT = frozenset({
-    *(
-        "seed",
-        "device",
-        "workers",
-        "eval_batch_size",
-        "log_every",
-        "checkpoint_every",
-        "progress",
-        "tensorboard",
-    ),
-    *("download", "sharpness_examples", "sharpness_rho"),
-})
+IRRELEVANT = FREE | {"seed"}
 Record = Mapping[str, Any]
 
 
@@ -76,7 +66,7 @@ def time_to(record: Record, accuracy: float, clock: str = "seconds") -> float | 
 
 
 def table(records: Mapping[str, Record], target: float | None = None) -> list[dict[str, str]]:
-    """One row a group: accuracy and loss with their spread over seeds, speed, time to an accuracy, sharpness.
+    """One row per group: accuracy and loss with their spread over seeds, speed, time to an accuracy, sharpness.
 
     Args:
         records: of runs, by name.

@@ -1,4 +1,4 @@
-"""One small JSON file a run: what was asked, with what, on what, and what came out.
+"""One small JSON file per run: what was asked, with what, on what, and what came out.
 
 Where files lie is not part of it: paths mean nothing on another machine.
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from llqr_sam_ref.errors import RunError, UserError
 from llqr_sam_ref.train.checkpoint import write_atomically
 from llqr_sam_ref.train.config import TrainConfig
 
@@ -133,7 +134,7 @@ def write(folder: Path, record: dict[str, Any]) -> Path:
         Where it is.
 
     Raises:
-        RuntimeError: it cannot be written; the record goes to standard error instead.
+        RunError: it cannot be written; the record goes to standard error instead.
     """
     path = folder / NAME
     text = _text(rounded(record))
@@ -141,7 +142,7 @@ def write(folder: Path, record: dict[str, Any]) -> Path:
         write_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
         print(text, file=sys.stderr)
-        raise RuntimeError(f"{path} cannot be written ({error}); the record is printed above.") from error
+        raise RunError(f"{path} cannot be written ({error}); the record is printed above.") from error
     return path
 
 
@@ -155,24 +156,24 @@ def read(run: str | Path) -> dict[str, Any]:
         The record.
 
     Raises:
-        ValueError: there is none, or it is not one.
+        UserError: there is none, or it is not one.
     """
     path = Path(run)
     path = path / NAME if path.is_dir() else path
     if not path.exists():
-        raise ValueError(f"{path} does not exist; a run writes its record when it is finished.")
+        raise UserError(f"{path} does not exist; a run writes its record when it is finished.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         complete = isinstance(record, dict) and {"config", "metrics", "result"} <= record.keys()
     except ValueError:
         complete = False
     if not complete:
-        raise ValueError(f"{path} is not the record of a run.")
+        raise UserError(f"{path} is not the record of a run; remove it, or name another.")
     return record  # type: ignore[no-any-return]
 
 
 def _text(record: dict[str, Any]) -> str:
-    """JSON with an entry a line, and in lists of objects one of these a line."""
+    """JSON with one entry per line, and in lists of objects one of these per line."""
     lines = []
     for key, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -285,13 +285,21 @@ class Counting(nn.Module):
         return self.linear(x)
 
 
-def test_random_and_stateful_forwards_are_refused() -> None:
+def test_random_forwards_are_refused() -> None:
     arguments = (nn.CrossEntropyLoss(), torch.randn(5, 4), torch.arange(5) % 3)
     with pytest.raises(ValueError, match="two evaluations"):
         Linearization(Noisy(), *arguments)
+
+
+def test_a_forward_that_writes_into_its_buffers_writes_into_copies() -> None:
+    arguments = (nn.CrossEntropyLoss(), torch.randn(5, 4), torch.arange(5) % 3)
     counting = Counting()
-    with pytest.raises(ValueError, match="writes into its buffers"):
-        Linearization(counting, *arguments)
+    lin, plain = Linearization(counting, *arguments), Linearization(counting.linear, *arguments)
+    v = {name: torch.randn_like(p) for name, p in counting.named_parameters()}
+    product = lin.ggn(v)
+    expected = plain.ggn({name.removeprefix("linear."): t for name, t in v.items()})
+    for name, tensor in expected.items():
+        torch.testing.assert_close(product[f"linear.{name}"], tensor)
     assert float(counting.seen) == 0
 
 

@@ -165,7 +165,13 @@ class Linearization:
             jacobian: Jacobian
             if split is not None:
                 jacobian = TracedJacobian(split, point)
-            else:
+                if not new and not pure.agrees(
+                    point, jacobian.values
+                ):  # something changed that the key cannot see
+                    self._traces = _Traces(count=self._traces.count)
+                    split = self._split(self._traces.jacobians, trace_jacobian, point)
+                    jacobian = jacobian if split is None else TracedJacobian(split, point)
+            if split is None:
                 with _twice_differentiable():
                     jacobian = KeptJacobian(pure, point)
                     if new:  # what cannot be differentiated shows here and not at the first product
