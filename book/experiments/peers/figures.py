@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,21 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from book.experiments.peers.methods import METHODS
-from llqr_sam_ref.figures.style import INK, MethodStyle, new_figure, use_book_style
-from llqr_sam_ref.figures.style import METHODS as BOOK
+from llqr_sam_ref.figures.style import new_figure, use_book_style
+from llqr_sam_ref.train.methods import METHODS as TRAINED
+from llqr_sam_ref.train.methods import Look
 
-
-def _ink(name: str, *dashes: float) -> MethodStyle:
-    """Methods without a color of their own share that of the text, told apart by their dashes."""
-    return MethodStyle(METHODS[name].about, INK, INK, INK, INK, dashes, "")
-
-
-def _like(relative: str, name: str, *dashes: float) -> MethodStyle:
-    return replace(BOOK[relative], label=METHODS[name].about, dashes=dashes)
-
-
-STYLES: dict[str, MethodStyle] = {
-    "sgd": BOOK["sgd"],
-    "adamw": BOOK["adamw"],
-    "muon": _ink("muon", 6, 2),
-    "soap": _ink("soap", 2, 2),
-    "shampoo": _ink("shampoo", 6, 2, 1, 2, 1, 2),
-    "identity": _like("llqr", "identity", 1, 2),
-    "sam": _like("sam", "sam", 6, 3),
-    "adamw-sam": _like("sam", "adamw-sam", 2, 2),
-    "llqr": BOOK["llqr"],
-    "llqr-diagonal": _like("llqr", "llqr-diagonal", 6, 2),
-    "llqr-published": _like("llqr", "llqr-published", 4, 2, 1, 2),
-    "llqr-sam": BOOK["llqr_sam"],
+# Methods without a look of their own are kin of those that have one: the same color, other dashes.
+LOOKS: dict[str, Look] = {
+    **{
+        name: TRAINED[name].look
+        for name in ("sgd", "adamw", "muon", "sam", "llqr", "llqr-published", "llqr-sam")
+    },
+    "soap": TRAINED["muon"].look.kin(METHODS["soap"].about, (2, 2), ""),
+    "shampoo": TRAINED["muon"].look.kin(METHODS["shampoo"].about, (6, 2, 1, 2, 1, 2), ""),
+    "identity": TRAINED["llqr"].look.kin(METHODS["identity"].about, (1, 2), ""),
+    "adamw-sam": TRAINED["sam"].look.kin(METHODS["adamw-sam"].about, (2, 2), ""),
+    "llqr-diagonal": TRAINED["llqr"].look.kin(METHODS["llqr-diagonal"].about, (6, 2), ""),
 }
 AXES = ("steps", "gradient evaluations", "seconds")
 
@@ -55,13 +43,13 @@ def curves(results: Mapping[str, Any], task: str, methods: Sequence[str] | None 
     rows, steps = results["tasks"][task]["methods"], results["tasks"][task]["steps"]
     figure, panels = new_figure("triple", ncols=3, sharey=True)
     for name in rows if methods is None else methods:
-        row, style = rows[name], STYLES[name]
+        row, look = rows[name], LOOKS[name]
         count = len(row["curve"])
         costs = (1.0, row["evaluations_per_step"], row["seconds_per_step"])
         for panel, cost in zip(panels, costs, strict=True):
             if count:
                 at = [cost * steps * (i + 0.5) / count for i in range(count)]
-                panel.plot(at, row["curve"], **style.line())
+                panel.plot(at, row["curve"], **look.line())
     for panel, title in zip(panels, AXES, strict=True):
         panel.set_xlabel(title)
         panel.set_xscale("log")

@@ -167,7 +167,13 @@ METHODS: dict[str, Method] = {
     "sgd": Method("SGD", sgd, 0.2, "1 - momentum", 0.1, 1.0, through_own_momentum),
     "adamw": Method("AdamW", adamw, 0.004, "1 - beta2", 0.01, 1.0),
     "muon": Method(
-        "Muon", muon, 0.008, "1 - momentum", 0.05, 1.0, code=("train/muon.py", "train/optimizers.py")
+        "Muon",
+        muon,
+        0.008,
+        "1 - momentum",
+        0.05,
+        1.0,
+        code=("train/muon.py", "train/optimizers.py", "train/methods.py"),
     ),
     "soap": Method("SOAP", soap, 0.006, "1 - beta2", 0.05, 1.0),
     "shampoo": Method("Shampoo", shampoo, 0.1, "1 - beta2", 0.05, 1.0),
