@@ -32,6 +32,37 @@ def eigenbasis(gram: Float[np.ndarray, "side side"]) -> Basis:
     return vectors
 
 
+def iterated_basis(
+    gram: Float[np.ndarray, "side side"], old: Float[np.ndarray, "side side"]
+) -> Basis:
+    """One step of orthogonal iteration towards the eigenvectors of a Gram matrix; None if the matrix is zero.
+
+        X = (gram/trace + ridge) E_old,  its columns in falling order of e_i' gram e_i,      X = E_new R,  diag R > 0.
+
+    The factor E_new is as close to E_old as orthogonality allows where E_old is close to the eigenvectors already, and
+    its columns keep their places. The distance of the i leading directions from the eigenvectors' shrinks by
+    lambda_(i+1)/lambda_i in every step.
+
+    Args:
+        gram: symmetric positive semidefinite matrix, shape (side, side).
+        old: orthogonal matrix to start from.
+
+    Returns:
+        An orthogonal matrix.
+
+    Source: the book, thm-orthogonal-iteration; Golub and Van Loan 2013, section 8.2.
+    """
+    trace = float(np.trace(gram))
+    if trace <= 0:
+        return None
+    X = (gram / trace) @ old
+    order = np.argsort(-np.sum(old * X, axis=0), kind="stable")
+    Q, R = np.linalg.qr((X + RIDGE * old)[:, order])
+    new = np.empty_like(old)
+    new[:, order] = Q * np.where(np.diag(R) < 0, -1.0, 1.0)
+    return new
+
+
 def carry_diagonal(c: Float[np.ndarray, "m n"], old: Bases, new: Bases) -> Float[np.ndarray, "m n"]:
     """The diagonal c of a matrix in the old bases, as a diagonal in the new ones, off-diagonals unknown.
 

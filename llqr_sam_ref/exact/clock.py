@@ -77,3 +77,40 @@ def overhead(steps: int, every: int, product: float = 4 / 3, probe: float = 1.0)
     check_number("product", product, low=0.0)
     check_number("probe", probe, low=0.0)
     return steps * product * probe / every
+
+
+def decay(memory: float, steps: int) -> float:
+    """What an average remembers after some training steps: (1 - 1/tau)^steps.
+
+    Args:
+        memory: tau >= 1, the average's time constant in training steps; 1 remembers nothing.
+        steps: how many pass from one sample to the next.
+
+    Returns:
+        The weight of the past at the next sample, in [0, 1).
+
+    Raises:
+        ValueError: a memory below 1, or steps that are no count.
+
+    Source: the book, chapter 18.
+    """
+    check_number("memory", memory, low=1.0)
+    return (1 - 1 / memory) ** check_count("steps", steps)
+
+
+def refits_between(steps: int, every: int) -> int:
+    """The number of refits that comes closest to a number of training steps, at least one.
+
+    Args:
+        steps: b, training steps from one renewal of the bases to the next.
+        every: K, training steps between refits.
+
+    Returns:
+        b/K, rounded.
+
+    Raises:
+        ValueError: an argument is no count.
+
+    Source: the book, chapter 18.
+    """
+    return max(1, round(check_count("steps", steps) / check_count("every", every)))

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import Array
-from llqr_sam_ref.exact.bases import Bases, Basis, carry_diagonal, eigenbasis
+from llqr_sam_ref.exact.bases import Bases, Basis, carry_diagonal, eigenbasis, iterated_basis
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner
 from llqr_sam_ref.exact.relaxation import check_probes
 from llqr_sam_ref.exact.structures import STRUCTURES, Shape, Structure, entries, structure_for
@@ -134,17 +134,30 @@ def average_gain(decay: float, count: int) -> float:
     return (1 - decay) / (1 - decay ** check_count("count", count))
 
 
-def basis_due(refit: int, basis_every: int) -> bool:
-    """Whether refit number ``refit`` (the first is 1) computes bases: at 1, at 2 and at multiples of b.
+def due(refit: int, every: int) -> bool:
+    """Whether refit number ``refit`` (the first is 1) does what is done every so often: at 1, at 2 and at multiples.
 
     Args:
         refit: number of the refit, from 1.
-        basis_every: b, the number of refits from one computation of bases to the next.
+        every: the number of refits from one time to the next.
 
     Returns:
         True if it does.
     """
-    return refit <= 2 or refit % basis_every == 0
+    return refit <= 2 or refit % every == 0
+
+
+def times(refit: int, every: int) -> int:
+    """How often that was done by refit number ``refit``, it included.
+
+    Args:
+        refit: number of the refit, from 1.
+        every: the number of refits from one time to the next.
+
+    Returns:
+        The count.
+    """
+    return min(refit, 2) + max(0, refit // every - 2 // every)
 
 
 def update_curvature(
@@ -154,13 +167,15 @@ def update_curvature(
     *,
     curvature_ema: float = 0.95,
     basis_ema: float = 0.8,
+    gram_every: int = 5,
     basis_every: int = 5,
+    iterate: bool = False,
     bases: Sequence[Bases] | None = None,
 ) -> CurvatureEstimate:
     """One refit of the curvature estimate from k probe gradients V_j.
 
-    If bases are due:  Grams <- average of (scale/k) sum_j V_j V_j' and V_j'V_j;  E <- their eigenvectors;
-                       c carried over.
+    If Grams are due:  Grams <- average of (scale/k) sum_j V_j V_j' and V_j'V_j.
+    If bases are due:  E <- their eigenvectors;  c carried over.
     Always:            c <- average of (scale/k) sum_j (E_Psi' V_j E_Phi)^{o2}.
     Averages are bias-corrected.
 
@@ -169,8 +184,10 @@ def update_curvature(
         probes: V_j, gradients of the mean loss on micro-batches, shape (k, d).
         scale: what makes E V V' the Fisher matrix: m, the examples in a micro-batch (m n for a summed loss).
         curvature_ema: decay of the average of c, per refit.
-        basis_ema: decay of the average of the Gram matrices, per computation of bases.
+        basis_ema: decay of the average of the Gram matrices, per sample of them.
+        gram_every: g; the Gram matrices are sampled at refits 1, 2 and every multiple of g.
         basis_every: b; bases are computed at refits 1, 2 and every multiple of b.
+        iterate: renew bases by one step of orthogonal iteration from the last ones, after two renewals by eigenvectors.
         bases: take these instead of computing eigenvectors, one pair per array, when bases are due: two
             implementations agree only in one basis, for eigenvectors of equal eigenvalues are free to turn.
 
@@ -184,12 +201,13 @@ def update_curvature(
     """
     probes = check_probes(probes, curvature.size)
     check_number("scale", scale, low=0.0, open_low=True)
+    check_count("gram_every", gram_every)
     check_count("basis_every", basis_every)
     refit = curvature.refits + 1
-    draw = basis_due(refit, basis_every)
+    draw = due(refit, basis_every)
     drawn = curvature.bases_drawn + draw
     gain = average_gain(curvature_ema, refit)
-    gain_basis = average_gain(basis_ema, max(drawn, 1))
+    gain_gram = average_gain(basis_ema, times(refit, gram_every))
     if bases is not None and len(bases) != len(curvature.estimates):
         raise ValueError(
             f"bases holds {len(bases)} pairs; pass one (E_Psi, E_Phi) for each array, "
@@ -201,30 +219,40 @@ def update_curvature(
         zip(curvature.estimates, np.split(probes, stops[:-1], axis=1), strict=True)
     ):
         V = flat.reshape(-1, *estimate.shape)
-        if draw and estimate.structure.two_sided:
-            given = None if bases is None else bases[index]
-            estimate = _turn(estimate, V, scale, gain_basis, given)
+        if estimate.structure.two_sided:
+            if due(refit, gram_every):
+                estimate = _with_grams(estimate, V, scale / len(V), gain_gram)
+            if draw:
+                given = None if bases is None else bases[index]
+                estimate = _turn(estimate, given, iterate=iterate and drawn > 2)
         sample = estimate.structure.curvature_sample(V, estimate.bases) * (scale / len(V))
         estimates.append(replace(estimate, c=estimate.c + gain * (sample - estimate.c)))
     return CurvatureEstimate(tuple(estimates), refit, drawn)
 
 
-def _turn(
-    estimate: Estimate, V: Float[np.ndarray, "k m n"], scale: float, gain: float, given: Bases | None
+def _with_grams(
+    estimate: Estimate, V: Float[np.ndarray, "k m n"], weight: float, gain: float
 ) -> Estimate:
-    """Average the Gram matrices, take new bases, carry c over."""
+    """Average the Gram matrices."""
     samples = (np.einsum("kij,klj->il", V, V), np.einsum("kij,kil->jl", V, V))
-    grams: list[Basis] = []
+    grams = [
+        None if gram is None else gram + gain * (sample * weight - gram)
+        for gram, sample in zip(estimate.grams, samples, strict=True)
+    ]
+    return replace(estimate, grams=(grams[0], grams[1]))
+
+
+def _turn(estimate: Estimate, given: Bases | None, *, iterate: bool) -> Estimate:
+    """Take new bases, carry c over."""
     bases: list[Basis] = []
     for side in range(2):
         old, gram = estimate.bases[side], estimate.grams[side]
         if old is None or gram is None:
-            grams.append(None)
             bases.append(None)
             continue
-        gram = gram + gain * (samples[side] * (scale / len(V)) - gram)
-        grams.append(gram)
-        new = eigenbasis(gram) if given is None else given[side]
+        new = iterated_basis(gram, old) if iterate else eigenbasis(gram)
+        if given is not None:
+            new = given[side]
         if new is not None and new.shape != old.shape:
             raise ValueError(
                 f"bases holds a matrix of shape {new.shape}; pass an orthogonal one of shape {old.shape}."
@@ -235,7 +263,6 @@ def _turn(
         estimate,
         c=carry_diagonal(estimate.c, estimate.bases, turned),
         bases=turned,
-        grams=(grams[0], grams[1]),
     )
 
 
@@ -255,6 +282,26 @@ def relative_damping(curvature: CurvatureEstimate, delta: float) -> float:
     Source: the book, chapter 18.
     """
     return check_number("delta", delta, low=0.0) * curvature.trace / curvature.size
+
+
+def in_own_units(curvature: CurvatureEstimate) -> CurvatureEstimate:
+    """Every array's curvature as a multiple of its own mean, so that its trace is its number of weights.
+
+    Args:
+        curvature: the estimate so far.
+
+    Returns:
+        The same estimate in these units; an array without curvature stays as it is.
+
+    Source: the book, thm-own-units.
+    """
+    return replace(
+        curvature,
+        estimates=tuple(
+            replace(e, c=e.c * (entries(e.shape) / e.trace)) if e.trace > 0 else e
+            for e in curvature.estimates
+        ),
+    )
 
 
 def minimizer(curvature: CurvatureEstimate, mu: float) -> Preconditioner:

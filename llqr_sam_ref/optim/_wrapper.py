@@ -47,6 +47,7 @@ class Progress:
         perturbed_before: whether there was ever a perturbation.
         gradient_is_there: whether the last perturbation has left the gradient that the next step is for.
         radius: length of the last perturbation.
+        loss_scale: by which a GradScaler has multiplied the gradients that are there, while a SAM reads them.
         nonfinite: perturbations skipped because the ascent vector was not finite.
         cache: what a subclass derives from the rest and may forget at any time.
     """
@@ -55,6 +56,7 @@ class Progress:
     perturbed_before: bool = False
     gradient_is_there: bool = False
     radius: Tensor | float = 0.0
+    loss_scale: Tensor | float = 1.0
     nonfinite: Tensor | int = 0
     cache: dict[Any, Any] = field(default_factory=dict)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -43,33 +44,31 @@ def apply_rule(
     """
     if rule == "none" or not S:
         return S
-    squares = inner_products(S, S, parameters)
-    wanted = inner_products(v, v, parameters) if rule == "graft" else None
+    present = inner_products(S, S, parameters)
+    if rule == "graft":
+        wish = inner_products(v, v, parameters)
+    else:
+        wish = torch.tensor([float(p.numel()) for p in parameters], dtype=present.dtype).to(present.device)
+    if rule != "rms-per-tensor":
+        present, wish = (_shared(squares, learned) for squares in (present, wish))
+    factors = torch.where(present > 0, (wish / present).sqrt(), 0.0)
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(S):
+        alike.setdefault((tensor.device, tensor.dtype), []).append(i)
     steps = list(S)
-    for together in _together(rule, learned):
-        present = squares[together].sum()
-        if wanted is None:
-            wish = torch.full_like(present, sum(parameters[i].numel() for i in together))
-        else:
-            wish = wanted[together].sum()
-        factor = torch.where(present > 0, (wish / present).sqrt(), 0.0)
-        alike: dict[object, list[int]] = {}
-        for i in together:
-            alike.setdefault((S[i].device, S[i].dtype), []).append(i)
-        for indices in alike.values():
-            part = [S[i] for i in indices]
-            scaled = torch._foreach_mul(part, factor.to(part[0].device, part[0].dtype))
-            for i, step in zip(indices, scaled, strict=True):
-                steps[i] = step
+    for (device, dtype), indices in alike.items():
+        own = factors[indices] if len(indices) < len(S) else factors
+        scaled = torch._foreach_mul([S[i] for i in indices], list(own.to(device, dtype).unbind()))
+        for i, step in zip(indices, scaled, strict=True):
+            steps[i] = step
     return steps
 
 
-def _together(rule: str, learned: Sequence[bool]) -> list[list[int]]:
-    """Which parameters share a norm."""
-    if rule == "rms-per-tensor":
-        return [[i] for i in range(len(learned))]
-    parts = [[i for i, known in enumerate(learned) if known is kind] for kind in (True, False)]
-    return [part for part in parts if part]
+def _shared(squares: Float[Tensor, " n"], learned: Sequence[bool]) -> Float[Tensor, " n"]:
+    """For every parameter the sum over all whose U is learned as its own is, or is not."""
+    known = torch.tensor(learned, device=squares.device)
+    sums = (torch.where(part, squares, 0.0).sum() for part in (known, ~known))
+    return torch.where(known, *sums)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def learn(
         return
     if isinstance(solver, ClosedForm):
         m = terms / config.probes * (terms if config.reduction == "sum" else 1)
-        refit_closed_form(stacks, V, m, solver, ranks, own)
+        refit_closed_form(stacks, V, m, solver, config.every, ranks, own)
         return
     if config.probes > 1:
         V = {name: ranks.gather(tensor) for name, tensor in V.items()}
