@@ -210,14 +210,13 @@ class LLQRConfig:
 
     def _fill_in(self) -> None:
         """What is None follows from what is not."""
-        if self.probe_vector is None:
-            batch = _needs_batch(self.probes, self.solver, self.reduction)
-            object.__setattr__(self, "probe_vector", "sampled" if batch else "step")
-        every, probes = (1, 1) if self.probe_vector == "step" else (10, 8)
-        if self.every is None:
-            object.__setattr__(self, "every", every)
-        if self.probes is None:
-            object.__setattr__(self, "probes", probes)
+        given: dict[str, Any] = vars(self)
+        batch = _needs_batch(given["probes"], self.solver, self.reduction)
+        vector = given["probe_vector"] or ("sampled" if batch else "step")
+        every, probes = (1, 1) if vector == "step" else (10, 8)
+        for name, value in {"probe_vector": vector, "every": every, "probes": probes}.items():
+            if given[name] is None:
+                object.__setattr__(self, name, value)
 
     def _check_free(self) -> None:
         """A step's gradient is one vector, and comes with nothing that a curvature product could be taken of."""

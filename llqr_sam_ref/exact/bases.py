@@ -10,7 +10,8 @@ from llqr_sam_ref.exact._arrays import Array
 Basis = Float[np.ndarray, "side side"] | None  # None stands for the identity
 Bases = tuple[Basis, Basis]  # E_Psi (output side) and E_Phi (input side)
 
-RIDGE = 1e-7
+RIDGE = 1e-7  # of the trace
+FLOOR = 1e-2  # of the mean eigenvalue
 
 
 def eigenbasis(gram: Float[np.ndarray, "side side"]) -> Basis:
@@ -32,16 +33,15 @@ def eigenbasis(gram: Float[np.ndarray, "side side"]) -> Basis:
     return vectors
 
 
-def iterated_basis(
-    gram: Float[np.ndarray, "side side"], old: Float[np.ndarray, "side side"]
-) -> Basis:
+def iterated_basis(gram: Float[np.ndarray, "side side"], old: Float[np.ndarray, "side side"]) -> Basis:
     """One step of orthogonal iteration towards the eigenvectors of a Gram matrix; None if the matrix is zero.
 
-        X = (gram/trace + ridge) E_old,  its columns in falling order of e_i' gram e_i,      X = E_new R,  diag R > 0.
+        X = (gram + r I) E_old,  its columns in falling order of e_i' gram e_i,      X = E_new R,  diag R > 0,
 
+    r a hundredth of the mean eigenvalue: below it directions are not told apart, and rounding does not choose them.
     The factor E_new is as close to E_old as orthogonality allows where E_old is close to the eigenvectors already, and
     its columns keep their places. The distance of the i leading directions from the eigenvectors' shrinks by
-    lambda_(i+1)/lambda_i in every step.
+    (lambda_(i+1) + r)/(lambda_i + r) in every step.
 
     Args:
         gram: symmetric positive semidefinite matrix, shape (side, side).
@@ -55,9 +55,9 @@ def iterated_basis(
     trace = float(np.trace(gram))
     if trace <= 0:
         return None
-    X = (gram / trace) @ old
+    X = gram @ old
     order = np.argsort(-np.sum(old * X, axis=0), kind="stable")
-    Q, R = np.linalg.qr((X + RIDGE * old)[:, order])
+    Q, R = np.linalg.qr((X + FLOOR * trace / len(gram) * old)[:, order])
     new = np.empty_like(old)
     new[:, order] = Q * np.where(np.diag(R) < 0, -1.0, 1.0)
     return new

@@ -230,9 +230,7 @@ def update_curvature(
     return CurvatureEstimate(tuple(estimates), refit, drawn)
 
 
-def _with_grams(
-    estimate: Estimate, V: Float[np.ndarray, "k m n"], weight: float, gain: float
-) -> Estimate:
+def _with_grams(estimate: Estimate, V: Float[np.ndarray, "k m n"], weight: float, gain: float) -> Estimate:
     """Average the Gram matrices."""
     samples = (np.einsum("kij,klj->il", V, V), np.einsum("kij,kil->jl", V, V))
     grams = [

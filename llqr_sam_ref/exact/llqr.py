@@ -330,7 +330,7 @@ def training_step(
         base: the base optimizer; none given means Nesterov momentum 0.9 without decay.
         rho: radius of the perturbation, in weights; 0 is LLQR alone.
         learn: state -> the state with U learned anew at its weights, called when a refit is due: ``refit`` with probes
-            and curvature; None never refits.
+            and curvature; None refits by the step's own gradient with probe_vector="step", and never otherwise.
 
     Returns:
         The state after the step.
@@ -340,9 +340,12 @@ def training_step(
 
     Source: LLQR, arXiv 2605.04230; LLQR+SAM, arXiv 2605.16134; the book, chapter 21.
     """
-    if learn is not None and refit_due(config, state):
+    due = refit_due(config, state)
+    if due and learn is not None:
         state = learn(state)
-    g = gradient(state.w)
+    g: ArrayLike = gradient(state.w)
+    if due and learn is None and config.probe_vector == "step":
+        state = refit(config, state, check_vector("gradient", g, state.w.size))
     if rho:
         g = gradient(state.w + perturbation(state.U, g, rho))
     return update(config, state, g, eta, base)

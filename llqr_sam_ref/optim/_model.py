@@ -149,7 +149,7 @@ def _is_plain(value: object) -> bool:
 class CopiedLoss:
     """A loss on its way into a copy or a pickle, which says by name what cannot be pickled."""
 
-    def __init__(self, loss_fn: LossFn) -> None:
+    def __init__(self, loss_fn: LossFn | None) -> None:
         self.loss_fn = loss_fn
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CopiedLoss:

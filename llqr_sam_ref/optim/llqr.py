@@ -11,7 +11,7 @@ U learns from the gradients that the steps make. ``SAM(LLQR(...))`` perturbs by 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -289,7 +289,7 @@ class LLQR(OptimizerWrapper):
         self,
         V: Vector,
         terms: float,
-        curvature: AbstractContextManager[Callable[[Vector], Vector]],
+        curvature: AbstractContextManager[Callable[[Vector], Vector]] | None,
         ranks: Ranks,
     ) -> None:
         stacks = [stack for stack in self._preconditioner().stacks if stack.trainable]
@@ -381,7 +381,7 @@ class LLQR(OptimizerWrapper):
             if not any(map(is_sharded, present)) and not (self._ddp and self._ddp.require_forward_param_sync):
                 g = Ranks.of(self.process_group).mean(g)
             V = {learned.names[p]: x.unsqueeze(0) for p, x in zip(present, g, strict=True)}
-            self._learn(V, 1.0, nullcontext(), Ranks())
+            self._learn(V, 1.0, None, Ranks())
 
     def _refit_if_due(self) -> None:
         if self.probe is None or not self.refit_due:

@@ -67,8 +67,8 @@ def apply_rule(
 def _shared(squares: Float[Tensor, " n"], learned: Sequence[bool]) -> Float[Tensor, " n"]:
     """For every parameter the sum over all whose U is learned as its own is, or is not."""
     known = torch.tensor(learned, device=squares.device)
-    sums = (torch.where(part, squares, 0.0).sum() for part in (known, ~known))
-    return torch.where(known, *sums)
+    mine, others = (torch.where(part, squares, 0.0).sum() for part in (known, ~known))
+    return torch.where(known, mine, others)
 
 
 @contextmanager

@@ -88,8 +88,15 @@ def scaled(U: Preconditioner, factor: float) -> Preconditioner:
 
 
 def test_fifty_steps_of_the_default_against_a_second_writing_of_it() -> None:
-    """The defended pseudo-code, transcribed with running sums, bias corrections and a momentum average."""
-    config = LLQRConfig(every=3, probes=4)
+    """Sampled labels now and then, transcribed with running sums, bias corrections and a momentum average."""
+    config = LLQRConfig.sampled(
+        every=3,
+        probes=4,
+        curvature_memory=1 / (1 - 0.95 ** (1 / 3)),
+        basis_memory=1 / (1 - 0.8 ** (1 / 15)),
+        gram_every=15,
+        basis_every=15,
+    )
     rng = np.random.default_rng(4)
     w, M = W.copy(), np.zeros(SIZE)
     shapes = [shape for layer in LAYERS for shape in layer]
@@ -258,7 +265,7 @@ def test_without_a_refit_it_is_the_base_optimizer_and_with_the_identity_sam() ->
 
 
 def test_the_update_mode_decays_outside_of_the_step_rule() -> None:
-    config, base = LLQRConfig(), HeavyBall(beta=0.0, nesterov=False, wd=0.5)
+    config, base = LLQRConfig(step_rule="rms"), HeavyBall(beta=0.0, nesterov=False, wd=0.5)
     g = NET.gradient(W, X, Y)
     state = update(config, start(config, W, LAYERS), g, 0.01, base)
     np.testing.assert_allclose(

@@ -132,13 +132,16 @@ CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "on the gradient": ({"acts_on": "gradient"}, {"wd": 0.01}),
     "per tensor": ({"step_rule": "rms-per-tensor"}, {}),
     "grafted": ({"step_rule": "graft"}, {"lr": 0.1}),
-    "no rule": ({"step_rule": "none", "damping": 1.0}, {"lr": 0.01}),
+    "no rule": ({"step_rule": "none", "damping": 1.0, "damping_kind": "relative"}, {"lr": 0.01}),
     "decay": ({}, {"wd": 0.5}),
     "heavy ball": ({}, {"nesterov": False}),
     "narrow": ({"max_side": 5}, {}),
     "no sides": ({"max_side": 0}, {}),
     "separable, narrow": ({"structure": "separable-ekfac", "max_side": 5}, {}),
-    "bases always": ({"basis_every": 1, "basis_ema": 0.0, "curvature_ema": 0.0}, {}),
+    "bases always": ({"basis_every": 1, "basis_memory": 1.0, "curvature_memory": 1.0}, {}),
+    "eigenvectors": ({"renewal": "eigendecomposition", "basis_every": 2}, {}),
+    "one damping": ({"damping_kind": "relative"}, {}),
+    "slow grams": ({"gram_every": 6, "basis_every": 10}, {}),
 }
 
 

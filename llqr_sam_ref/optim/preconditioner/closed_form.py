@@ -1,13 +1,13 @@
-"""The closed form of a refit: average what the probes say of the curvature, and take the U that minimizes J over it.
+"""The closed form of a refit: average what the probes say of the curvature, and take the U that minimizes J there.
 
-With k probes V_j (gradients of the mean loss on micro-batches of m terms; or the gradient of a training step, k = m = 1)
-and E the eigenvectors of their averaged Gram matrices, renewed now and then:
+With k probes V_j (gradients of the mean loss on micro-batches of m terms; or the gradient of a training step,
+k = m = 1) and E the eigenvectors of their averaged Gram matrices, renewed now and then:
 
     c <- average of (m/k) sum_j (E_Psi^T V_j E_Phi)^{o2},       U = E diag(1/(c + mu)) E^T,
 
 mu a fraction of the mean of c over all weights, or, with c in units of its own mean on every tensor, a number. A
-structure keeps of c what it can see: a scalar its mean, a dense block the whole matrix. All averages are bias-corrected.
-Tensors carry the blocks of a stack along their first axis.
+structure keeps of c what it can see: a scalar its mean, a dense block the whole matrix. All averages are
+bias-corrected. Tensors carry the blocks of a stack along their first axis.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from llqr_sam_ref.optim.distributed.shards import sum_over_shards
 from llqr_sam_ref.optim.preconditioner.stack import Own, Stack
 from llqr_sam_ref.optim.structures import Factors
 
-RIDGE = 1e-7
+RIDGE = 1e-7  # of the trace
+FLOOR = 1e-2  # of the mean eigenvalue
 
 
 def refit_closed_form(
@@ -160,11 +161,7 @@ def damping(stacks: list[Stack], solver: ClosedForm) -> Float[Tensor, ""]:
     traces = [stack.structure.trace(stack.kept["c"]) for stack in stacks]
     wide = torch.cat([trace.to(traces[0].device, torch.float64) for trace in traces])
     trace = sum_over_shards(wide, [head for stack in stacks for head in stack.heads]).sum()
-    return (
-        solver.damping
-        * trace
-        / sum(stack.weights * len(stack.blocks) for stack in stacks)
-    )
+    return solver.damping * trace / sum(stack.weights * len(stack.blocks) for stack in stacks)
 
 
 def decay(memory: float, steps: int) -> float:
@@ -249,14 +246,15 @@ def iterated_basis(gram: Float[Tensor, "*b w w"], old: Float[Tensor, "*b w w"]) 
 
     Returns:
         Orthogonal matrices, their columns in the places of the old ones. The columns enter the QR factorization in
-        falling order of their Rayleigh quotients: leading directions are found first.
+        falling order of their Rayleigh quotients: leading directions are found first. A hundredth of the mean
+        eigenvalue is added to all: below it directions are not told apart, and rounding does not choose them.
 
     Source: the book, thm-orthogonal-iteration; Golub and Van Loan 2013, section 8.2.
     """
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    X = (gram / torch.where(trace > 0, trace, 1.0)) @ old
+    X = gram @ old
     order = (old * X).sum(-2).argsort(dim=-1, descending=True, stable=True)[..., None, :].expand_as(X)
-    Q, R = torch.linalg.qr((X + RIDGE * old).gather(-1, order))
+    Q, R = torch.linalg.qr((X + FLOOR * trace / gram.shape[-1] * old).gather(-1, order))
     signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q.dtype)
     new = torch.empty_like(old).scatter_(-1, order, Q * signs[..., None, :])
     return torch.where(trace > 0, new, old)
