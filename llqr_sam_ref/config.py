@@ -107,7 +107,7 @@ class InnerLoop:
 Solver = ClosedForm | InnerLoop
 
 # How settings of the solver were spelled when LLQRConfig held them, where the name has changed.
-_RENAMED = {"inner_steps": "steps", "inner_lr": "lr", "inner_momentum": "momentum"}
+RENAMED = {"inner_steps": "steps", "inner_lr": "lr", "inner_momentum": "momentum"}
 _SOLVERS = {"closed-form": "ClosedForm()", "inner-loop": "InnerLoop()"}
 
 
@@ -246,7 +246,7 @@ def _names(kind: type[Any]) -> tuple[str, ...]:
 
 def _elsewhere(name: str, value: object, solver: object) -> str:
     """What to say of a setting that is not read where it was given: where it would be, or the nearest name."""
-    now = _RENAMED.get(name, name)
+    now = RENAMED.get(name, name)
     readers = [kind for kind in (ClosedForm, InnerLoop) if now in _names(kind)]
     if not readers:
         return unknown_name("setting", name, {*_names(LLQRConfig), *_names(ClosedForm), *_names(InnerLoop)})

@@ -5,6 +5,40 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from importlib import import_module
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for: the message names the argument and its value, and says what would do."""
+
+
+class RunError(RuntimeError):
+    """What ends a run and is no mistake in what was asked for: a full disk, a loss that is not finite."""
+
+
+class MissingPackageError(ModuleNotFoundError, UserError):
+    """A package that only a part of this one needs is not installed; the message says which extra brings it."""
+
+
+def needs(package: str, extra: str) -> None:
+    """See that a package is there that an extra of this one brings.
+
+    Args:
+        package: the name by which it is imported.
+        extra: of this package, for the remedy.
+
+    Raises:
+        MissingPackageError: it is not installed.
+        ModuleNotFoundError: it is, and lacks something itself.
+    """
+    try:
+        import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise MissingPackageError(
+            f"{package} is not installed; pip install 'llqr-sam-ref[{extra}]'.", name=package
+        ) from None
 
 
 def unknown_name(argument: str, value: object, allowed: Iterable[str]) -> str:
@@ -18,11 +52,11 @@ def check_choice(argument: str, value: str, allowed: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``allowed``.
 
     Raises:
-        ValueError: it is not; the message names the nearest allowed name.
+        UserError: it is not; the message names the nearest allowed name.
     """
     names = tuple(allowed)
     if value not in names:
-        raise ValueError(unknown_name(argument, value, names))
+        raise UserError(unknown_name(argument, value, names))
     return value
 
 
@@ -38,17 +72,19 @@ def check_number(
     """Return ``value`` as a float if it is finite and in [low, high] (ends excluded on request).
 
     Raises:
-        ValueError: it is not a number, not finite, or out of the interval.
+        UserError: it is not a number, not finite, or out of the interval.
     """
-    interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    opening = "(" if open_low or low == -math.inf else "["
+    closing = ")" if open_high or high == math.inf else "]"
+    interval = f"{opening}{low:g}, {high:g}{closing}"
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{argument}={value!r} is not a number; pass a number in {interval}.") from None
+        raise UserError(f"{argument}={value!r} is not a number; pass a number in {interval}.") from None
     below = number <= low if open_low else number < low
     above = number >= high if open_high else number > high
     if not math.isfinite(number) or below or above:
-        raise ValueError(f"{argument}={value!r} is not allowed; pass a finite number in {interval}.")
+        raise UserError(f"{argument}={value!r} is not allowed; pass a finite number in {interval}.")
     return number
 
 
@@ -56,8 +92,8 @@ def check_count(argument: str, value: int, *, low: int = 1) -> int:
     """Return ``value`` if it is an integer of at least ``low``.
 
     Raises:
-        ValueError: it is not.
+        UserError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{argument}={value!r} is not allowed; pass an integer of at least {low}.")
+        raise UserError(f"{argument}={value!r} is not allowed; pass an integer of at least {low}.")
     return value

@@ -1,11 +1,14 @@
 """The directive ``api``: every public module of a package, each a section with all its public members.
 
-A module added to the package appears on the page by itself. Docstrings are plain text: characters that mean
+A module added to the package appears on the page by itself. Public is what has no leading underscore; where a module
+or a subpackage has ``__all__``, only what stands there: a subpackage is a door, and its modules are not listed.
+Docstrings are plain text: characters that mean
 something to reStructuredText stand for themselves, and indented lines are formulas.
 """
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
 import re
 from importlib import import_module
@@ -20,9 +23,24 @@ MARKUP = re.compile(r"[*|]|(?<=\w)_(?!\w)")
 
 
 def public_modules(package: str) -> list[str]:
-    """Names of the package's modules, private ones left out, in alphabetical order."""
-    found = pkgutil.iter_modules(import_module(package).__path__)
-    return sorted(module.name for module in found if not module.name.startswith("_"))
+    """Names of the package's modules and subpackages that have something public, in alphabetical order."""
+    modules = pkgutil.iter_modules(import_module(package).__path__)
+    names = [module.name for module in modules if not module.name.startswith("_")]
+    return sorted(name for name in names if public_members(f"{package}.{name}"))
+
+
+def public_members(module_name: str) -> list[str]:
+    """The functions and classes that a module, or a subpackage by its ``__all__``, has for others."""
+    module = import_module(module_name)
+    is_package = hasattr(module, "__path__")
+    listed = getattr(module, "__all__", [] if is_package else None)
+    return [
+        name
+        for name, item in vars(module).items()
+        if (inspect.isfunction(item) or inspect.isclass(item))
+        and (name in listed if listed is not None else not name.startswith("_"))
+        and (item.__module__ == module_name or is_package)
+    ]
 
 
 class Api(SphinxDirective):
@@ -50,8 +68,8 @@ class Api(SphinxDirective):
         lines = [
             "```{eval-rst}",
             f".. automodule:: {package}.{name}",
-            "   :members:",
-            "   :ignore-module-all:",
+            f"   :members: {', '.join(public_members(f'{package}.{name}'))}",
+            "   :imported-members:",
             "```",
         ]
         self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, section)

@@ -32,15 +32,15 @@ from llqr_sam_ref.train.compare import time_to
 from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import load_data
 from llqr_sam_ref.train.loop import Trainer
+from llqr_sam_ref.train.methods import METHODS as TABLE
 from llqr_sam_ref.train.presets import configured
-from llqr_sam_ref.train.ranks import Ranks, device_of
+from llqr_sam_ref.train.ranks import RunRanks, device_of
 from llqr_sam_ref.train.run import train
 
 METHODS = (
     *("sgd", "adamw", "muon", "sam", "m-sam"),
     *("llqr-published", "llqr", "llqr-published-sam", "llqr-sam"),
 )
-PERTURBING = frozenset({"sam", "m-sam", "llqr-published-sam", "llqr-sam"})
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the preset's learning rate
 RADII = (0.05, 0.1)
 CYCLE = 50  # steps in which the default LLQR refits five times, once with new bases
@@ -93,7 +93,8 @@ class Options:
         if self.small:
             common |= {"train_examples": 5000, "test_examples": 2000}
         if self.smoke:
-            common |= {"train_examples": 64, "test_examples": 32, "batch_size": 32, "probe_size": 32}
+            common |= {"train_examples": 64, "test_examples": 32, "batch_size": 32}
+            common |= {"probe_size": 32} if "probe_size" in TABLE[method].reads else {}
             common |= {"model": "resnet", "model_args": ("width=4", "depths=1"), "warmup": "0"}
             common |= {"precision": "float32", "sharpness_examples": 8}
         preset = "fashion-resnet8" if self.small else "fashion-resnet18"
@@ -103,7 +104,7 @@ class Options:
 def candidates(options: Options, method: str) -> list[dict[str, Any]]:
     """Four settings of a method around its preset."""
     lr = options.config(method).optimizer.lr
-    if method not in PERTURBING:
+    if not TABLE[method].perturbs:
         return [{"lr": factor * lr} for factor in FACTORS]
     return [{"lr": f * lr, "rho": rho} for f, rho in itertools.product((0.5, 1.0), RADII)]
 
@@ -205,7 +206,7 @@ def _trainer(options: Options, method: str) -> Trainer:
     """A trainer in the middle of a long run: no evaluation, no checkpoints."""
     config = options.config(method, epochs=1000, warmup="0")
     device = device_of(config.machine.device)
-    return Trainer(config, load_data(config.data, device), Ranks(device=device))
+    return Trainer(config, load_data(config.data, device), RunRanks(device=device))
 
 
 def _stack(optimizer: Any) -> list[Any]:

@@ -11,10 +11,10 @@ def travel_budget(steps: int, eta_U: float, clip: float, beta: float) -> float:
     """How far one stored array can move in a refit: eta_U clip sum_t (1 - beta^t)/(1 - beta).
 
     Args:
-        steps: T, inner steps.
-        eta_U: inner learning rate.
-        clip: largest norm of the array's gradient.
-        beta: inner momentum.
+        steps: T, number of inner steps.
+        eta_U: inner learning rate, in units of the stored array per unit of its clipped gradient.
+        clip: largest norm of the array's gradient, in the gradient's unit.
+        beta: inner momentum, 0 <= beta < 1.
 
     Returns:
         The bound on |U_T - U_0| (Frobenius); an average with decay gamma keeps 1 - gamma of it.
@@ -36,7 +36,7 @@ def memory(every: int, gamma: float, q: float = 0.0) -> float:
     """The time constant of U in training steps: every / ((1 - gamma)(1 - q)).
 
     Args:
-        every: training steps between refits.
+        every: number of training steps between refits.
         gamma: decay of the average over refits; 1 never learns (infinite memory).
         q: what a refit leaves of the distance to its target: 0 if it gets there, near 1 if it is weak.
 
@@ -60,7 +60,7 @@ def overhead(steps: int, every: int, product: float = 4 / 3, probe: float = 1.0)
 
     Args:
         steps: T, inner steps (curvature products per refit).
-        every: training steps between refits.
+        every: number of training steps between refits.
         product: cost of one curvature product over one gradient of the same batch (4/3 GGN, 2 Hessian).
         probe: probe batch over training batch.
 

@@ -21,11 +21,10 @@ from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import Array
+from llqr_sam_ref.exact.bases import Bases, Basis, carry_diagonal, eigenbasis
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner
 from llqr_sam_ref.exact.relaxation import check_probes
-from llqr_sam_ref.exact.structures import STRUCTURES, Bases, Basis, Shape, Structure, entries, structure_for
-
-RIDGE = 1e-7
+from llqr_sam_ref.exact.structures import STRUCTURES, Shape, Structure, entries, structure_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,7 @@ class Estimate:
     """What is known of one array's curvature.
 
     Args:
-        shape: of the array.
+        shape: shape of the array, (p,) or (output side, input side).
         structure: how U will act on it.
         c: the curvature: a mean (1,) for scalar, F (p, p) for dense, else diag(E'F E) in the array's shape.
         bases: E_Psi (output side) and E_Phi (input side); None stands for the identity.
@@ -120,7 +119,7 @@ def average_gain(decay: float, count: int) -> float:
     """How far a bias-corrected average moves to its count-th sample: (1 - decay)/(1 - decay^count).
 
     Args:
-        decay: beta in [0, 1).
+        decay: weight of the past, in [0, 1).
         count: 1 for the first sample, which is then taken whole.
 
     Returns:
@@ -140,53 +139,12 @@ def basis_due(refit: int, basis_every: int) -> bool:
 
     Args:
         refit: number of the refit, from 1.
-        basis_every: b.
+        basis_every: b, the number of refits from one computation of bases to the next.
 
     Returns:
         True if it does.
     """
     return refit <= 2 or refit % basis_every == 0
-
-
-def eigenbasis(gram: Float[np.ndarray, "side side"]) -> Basis:
-    """The eigenvectors of a Gram matrix, as columns, eigenvalues rising; None if the matrix is zero.
-
-    Args:
-        gram: symmetric, positive semidefinite.
-
-    Returns:
-        An orthogonal matrix. The matrix is divided by its trace first, so that its scale does not matter, and
-        gets a diagonal that rises from 1e-7 to 2e-7: without it rounding would choose the vectors where an
-        eigenvalue occurs more than once, as in directions that no gradient has had yet.
-    """
-    trace = float(np.trace(gram))
-    if trace <= 0:
-        return None
-    ridge = RIDGE * np.linspace(1, 2, len(gram))
-    vectors: Float[np.ndarray, "side side"] = np.linalg.eigh(gram / trace + np.diag(ridge))[1]
-    return vectors
-
-
-def carry_diagonal(c: Float[np.ndarray, "m n"], old: Bases, new: Bases) -> Float[np.ndarray, "m n"]:
-    """The diagonal c of a matrix in the old bases, as a diagonal in the new ones, off-diagonals unknown.
-
-    c <- (E_Psi,new' E_Psi,old)^{o2} c ((E_Phi,new' E_Phi,old)^{o2})', entrywise squares: sum c is kept.
-
-    Args:
-        c: diagonal in the old bases, in the array's shape.
-        old: E_Psi and E_Phi that c belongs to; None stands for the identity, on a side that keeps it.
-        new: E_Psi and E_Phi to carry it to.
-
-    Returns:
-        The diagonal in the new bases.
-
-    Source: the book, chapter 18; the diagonal of R'diag(c)R for R = E_old' E_new.
-    """
-    if old[0] is not None and new[0] is not None:
-        c = (new[0].T @ old[0]) ** 2 @ c
-    if old[1] is not None and new[1] is not None:
-        c = c @ ((new[1].T @ old[1]) ** 2).T
-    return c
 
 
 def update_curvature(
@@ -207,17 +165,17 @@ def update_curvature(
     Averages are bias-corrected.
 
     Args:
-        curvature: the state.
+        curvature: the estimate so far.
         probes: V_j, gradients of the mean loss on micro-batches, shape (k, d).
         scale: what makes E V V' the Fisher matrix: m, the examples in a micro-batch (m n for a summed loss).
-        curvature_ema: decay of c.
-        basis_ema: decay of the Gram matrices.
+        curvature_ema: decay of the average of c, per refit.
+        basis_ema: decay of the average of the Gram matrices, per computation of bases.
         basis_every: b; bases are computed at refits 1, 2 and every multiple of b.
         bases: take these instead of computing eigenvectors, one pair per array, when bases are due: two
             implementations agree only in one basis, for eigenvectors of equal eigenvalues are free to turn.
 
     Returns:
-        The new state.
+        The new estimate.
 
     Raises:
         ValueError: probes or bases that do not fit or are not finite, a setting out of its range.
@@ -285,8 +243,8 @@ def relative_damping(curvature: CurvatureEstimate, delta: float) -> float:
     """Delta times the mean curvature, mu = delta tr(F)/d: one number for all weights.
 
     Args:
-        curvature: the state.
-        delta: relative damping.
+        curvature: the estimate so far.
+        delta: relative damping, a multiple of the mean curvature; no unit.
 
     Returns:
         mu, in units of curvature.

@@ -32,7 +32,7 @@ class Perturbation:
 
     Args:
         rho: radius, in the unit that the kind of perturbation says.
-        metric: G.
+        metric: the metric G.
 
     Raises:
         ValueError: a radius that is negative or not finite.
@@ -71,8 +71,8 @@ class Steepest(Perturbation):
     no digit cancels on steep ground.
 
     Args:
-        rho: radius.
-        metric: G.
+        rho: radius, in the metric's unit of length.
+        metric: the metric G.
         alpha: Monge strength, in weights per loss.
 
     Raises:
@@ -116,8 +116,8 @@ class Method:
     """One optimizer: its step and its perturbation.
 
     Args:
-        name: what to call it.
-        eta: step size.
+        name: name in error messages and figures.
+        eta: step size, in units of 1/curvature; no unit where U has that one.
         ascent: the perturbation, with a metric of its own; None asks at w itself.
         U: inverse preconditioner of the step, diagonal (d,) or positive definite (d, d); the identity if None.
         beta: heavy-ball momentum, 0 <= beta < 1.
@@ -180,11 +180,11 @@ def llqr_sam(eta: float, rho: float, U: Array, norm: str = "euclidean", beta: fl
     """LLQR+SAM: U in the step, and U^{-1} the metric of the perturbation.
 
     Args:
-        eta: step size.
-        rho: radius.
+        eta: step size; no unit.
+        rho: radius, in the unit that the norm says.
         U: inverse preconditioner, diagonal (d,) or positive definite (d, d).
         norm: "euclidean", rho in weights, or "dual", in the metric's unit of length.
-        beta: heavy-ball momentum.
+        beta: heavy-ball momentum, 0 <= beta < 1.
 
     Returns:
         The method.
@@ -202,10 +202,10 @@ def unnormalized_llqr_sam(eta: float, rho: float, U: Array, beta: float = 0.0) -
     """LLQR+SAM with epsilon = rho U g, linear where the landscape is: the form that chapter 19 solves.
 
     Args:
-        eta: step size.
-        rho: factor of the perturbation.
+        eta: step size; no unit.
+        rho: factor of the perturbation; no unit.
         U: inverse preconditioner, diagonal (d,) or positive definite (d, d).
-        beta: heavy-ball momentum.
+        beta: heavy-ball momentum, 0 <= beta < 1.
 
     Returns:
         The method.
@@ -222,7 +222,7 @@ def perturbation(method: Method, g: Float[np.ndarray, "*batch d"]) -> Float[np.n
     """The method's epsilon at a gradient; a zero gradient gives a zero perturbation.
 
     Args:
-        method: which rule.
+        method: the optimizer.
         g: gradient, shape (..., d).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Metrics, and the one formula behind SAM, ASAM, Fisher SAM, Monge SAM and LLQR+SAM.
+"""Metrics, one after the other (hence the length), and the one formula behind SAM, ASAM, M-SAM and LLQR+SAM.
 
 A metric G (symmetric positive definite) gives a displacement v the length sqrt(v^T G v). The steepest ascent
 step of length rho, for the ascent vector v (the gradient g unless said otherwise), is "the seam"
@@ -78,7 +78,7 @@ class Metric:
         """G written out.
 
         Args:
-            d: number of coordinates.
+            d: number of weights.
 
         Returns:
             G, shape (d, d), after the leading axes of the metric if it has any.
@@ -240,17 +240,22 @@ class Preconditioned(Metric):
 class Learned(Metric):
     """G = U^{-1} for a U that is kept in blocks and factors, as LLQR learns it: LLQR+SAM's metric.
 
-    U is trusted, not checked: an unconstrained one may be indefinite, and then G is no metric; ``ascent_step`` with the
-    Euclidean norm works all the same.
+    U is trusted, not checked: an unconstrained one may be indefinite, and then G is no metric; ``ascent_step``
+    with the Euclidean norm works all the same.
 
     Args:
-        U: preconditioner on d weights.
+        U: preconditioner on d weights; s = U g is the step.
 
     Source: LLQR+SAM, arXiv 2605.16134; the book, thm-frozen-metric-is-sam.
     """
 
     def __init__(self, U: Preconditioner) -> None:
         self.U = U
+
+    @property
+    def dimension(self) -> int:
+        """The number of weights d."""
+        return self.U.size
 
     def multiply(self, v: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
         """G v = U^{-1} v."""
@@ -321,8 +326,8 @@ def ascent_step(
     Args:
         vector: ascent vector v, shape (..., d); the gradient g for SAM.
         rho: radius, in the metric's unit of length (dual) or in weights (euclidean).
-        metric: G.
-        norm: "dual" or "euclidean".
+        metric: the metric G.
+        norm: what has length rho, "dual" for the metric's length or "euclidean".
 
     Returns:
         epsilon, shape (..., d).
@@ -346,8 +351,8 @@ def scaled_step(
     Args:
         v: ascent vector, shape (..., d).
         solved: G^{-1} v, shape (..., d).
-        rho: radius.
-        norm: "dual" or "euclidean".
+        rho: radius, in the metric's unit of length (dual) or in weights (euclidean).
+        norm: what has length rho, "dual" for the metric's length or "euclidean".
 
     Returns:
         epsilon, shape (..., d).
@@ -372,7 +377,7 @@ def ascent_gain(
     Args:
         gradient: g, shape (..., d).
         rho: radius, in the metric's unit of length.
-        metric: G.
+        metric: the metric G.
 
     Returns:
         The rise, in units of loss, shape (...).
@@ -398,7 +403,7 @@ def metric_length(
 
     Args:
         v: displacement, shape (..., d), in units of weights.
-        metric: G.
+        metric: the metric G.
 
     Returns:
         The length, shape (...).

@@ -1,4 +1,4 @@
-"""Losses with closed-form gradients and Hessians, small enough to draw.
+"""Losses small enough to draw, each with its gradient and Hessian, one after the other (hence the length).
 
 A point w has shape (..., d): leading axes are a batch of points. Complex points are let through, so that a
 derivative can be checked by a complex step.
@@ -23,7 +23,7 @@ class Landscape:
     """A loss L(w) with its gradient g and Hessian H.
 
     Args:
-        name: what to call it.
+        name: name in error messages and figures.
         dimension: d, the number of weights.
         loss: w of shape (..., d) -> L of shape (...).
         slope: w -> g of shape (..., d).
@@ -85,7 +85,7 @@ def quadratic(H: Float[np.ndarray, "d d"], name: str = "quadratic") -> Landscape
 
     Args:
         H: the Hessian, shape (d, d).
-        name: what to call it.
+        name: name in error messages and figures.
 
     Returns:
         The landscape.
@@ -161,7 +161,7 @@ def hilltop(h: float = 2.0, dimension: int = 1) -> Landscape:
 
     Args:
         h: size of the negative curvature.
-        dimension: d.
+        dimension: d, the number of weights.
 
     Returns:
         The landscape.
@@ -259,7 +259,7 @@ def flat_maximum(height: float = 5.0) -> Landscape:
     """L = height sin(r^2)/r^2 with r = |w|, in two dimensions: a maximum whose Hessian is zero.
 
     Args:
-        height: L at the maximum.
+        height: L at the maximum, in units of loss.
 
     Returns:
         The landscape.

@@ -1,19 +1,21 @@
 """LLQR and LLQR+SAM, step by step, as pure functions: what any implementation must reproduce.
 
-One training step at weights w, with a base optimizer that is (Nesterov) heavy ball:
+One training step from weights w and gradient g, learning rate eta, decay wd, around a base optimizer whose update
+from a gradient v is base(v): here heavy ball, m <- beta m + v, base(v) = m, or v + beta m with Nesterov's look-ahead.
 
-    if due:   refit U at w                              closed form, or inner loop and moving average
-    g         gradient at w, or at w + epsilon          epsilon = rho U v/|U v|
-    acts_on "gradient":  S = rule(U g, g);  m <- beta m + S + wd w;  w <- w - eta (m, or S + wd w + beta m)
-    acts_on "update":    m <- beta m + g;  M = m, or g + beta m;  S = rule(U M, M);  w <- w - eta (S + wd w)
+    if a refit is due:       U <- refit at w               ClosedForm, or InnerLoop and its average
+    with SAM around it:      g <- gradient at w + rho U g/|U g|
+    acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
+    acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
 
-The first is the authors' order; the second, with a fixed root mean square of S, is the default. Flat vectors
-everywhere; ``layers`` says how they split into arrays.
+The last line is the authors' order; the one above it, with a fixed root mean square of S, is the default.
+``training_step`` is this rule. Flat vectors everywhere; ``layers`` says how they split into arrays.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +25,7 @@ from numpy.typing import ArrayLike
 from llqr_sam_ref.config import CHOICES, ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import check_vector
+from llqr_sam_ref.exact.bases import Bases
 from llqr_sam_ref.exact.curvature_estimate import (
     CurvatureEstimate,
     minimizer,
@@ -33,7 +36,7 @@ from llqr_sam_ref.exact.curvature_estimate import (
 from llqr_sam_ref.exact.geometry import Learned, ascent_step
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.relaxation import Curvature, average, curvature_product, guard_signs, inner_loop
-from llqr_sam_ref.exact.structures import STRUCTURES, Bases, Layers, Shape, entries
+from llqr_sam_ref.exact.structures import STRUCTURES, Layers, Shape, entries
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class HeavyBall:
     """The base optimizer: m <- beta m + v, and the direction m, or v + beta m with Nesterov's look-ahead.
 
     Args:
-        beta: momentum.
-        nesterov: which direction.
-        wd: weight decay.
+        beta: heavy-ball momentum, 0 <= beta < 1.
+        nesterov: whether the direction is v + beta m instead of m.
+        wd: weight decay, in units of the gradient per weight.
 
     Raises:
         ValueError: beta outside [0, 1) or a negative decay.
@@ -70,7 +73,7 @@ class State:
         m: momentum buffer (d,).
         curvature: the closed form's memory; None with the inner loop.
         shapes: of the arrays, in flat order.
-        steps: training steps taken.
+        steps: number of training steps taken.
         last_refit: value of ``steps`` at the last refit, -1 before the first.
     """
 
@@ -87,7 +90,7 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
     """The state before the first step.
 
     Args:
-        config: what LLQR does.
+        config: the settings of LLQR.
         w: weights, flat (d,).
         layers: for each layer the shapes of its arrays, in flat order.
 
@@ -126,8 +129,8 @@ def refit_due(config: LLQRConfig, state: State) -> bool:
     """Whether no refit has happened yet in the current period of ``every`` steps.
 
     Args:
-        config: what LLQR does.
-        state: before the step.
+        config: the settings of LLQR.
+        state: the state before the step.
 
     Returns:
         True at steps 0, every, 2 every, ..., and later as long as the refit is overdue.
@@ -146,8 +149,8 @@ def refit(
     """Learn U anew at the present weights.
 
     Args:
-        config: what LLQR does.
-        state: before the refit.
+        config: the settings of LLQR.
+        state: the state before the refit.
         probes: k gradients of the mean loss, over m = n/k examples each, against the labels of
             ``probe_vector``.
         examples: n, examples in the whole probe batch.
@@ -224,9 +227,9 @@ def step_rule(
     Zero stays zero.
 
     Args:
-        rule: which.
-        S: preconditioned vector.
-        v: what U was applied to.
+        rule: one of the four.
+        S: preconditioned vector U v, flat (d,).
+        v: the vector that U was applied to, flat (d,).
         shapes: of the arrays, in flat order.
 
     Returns:
@@ -259,8 +262,8 @@ def update(
     """One training step from a gradient (for LLQR+SAM, the gradient at the perturbed weights).
 
     Args:
-        config: what LLQR does.
-        state: before the step.
+        config: the settings of LLQR.
+        state: the state before the step.
         gradient: g, flat (d,).
         eta: learning rate; with a fixed root mean square, the RMS change of a weight in this step.
         base: the base optimizer; none given means Nesterov momentum 0.9 without decay.
@@ -288,15 +291,53 @@ def update(
     return replace(state, w=state.w - eta * move, m=m, steps=state.steps + 1)
 
 
+def training_step(
+    config: LLQRConfig,
+    state: State,
+    gradient: Callable[[Float[np.ndarray, " d"]], ArrayLike],
+    eta: float,
+    base: HeavyBall | None = None,
+    *,
+    rho: float = 0.0,
+    learn: Callable[[State], State] | None = None,
+) -> State:
+    """One training step of LLQR, or of LLQR+SAM: the rule at the top of this file, whole.
+
+    Args:
+        config: the settings of LLQR.
+        state: the state before the step.
+        gradient: w -> the gradient of the loss there, flat (d,).
+        eta: learning rate; with a fixed root mean square, the RMS change of a weight in this step.
+        base: the base optimizer; none given means Nesterov momentum 0.9 without decay.
+        rho: radius of the perturbation, in weights; 0 is LLQR alone.
+        learn: state -> the state with U learned anew at its weights, called when a refit is due: ``refit`` with probes
+            and curvature; None never refits.
+
+    Returns:
+        The state after the step.
+
+    Raises:
+        ValueError: a gradient that does not fit or is not finite, a negative learning rate or radius.
+
+    Source: LLQR, arXiv 2605.04230; LLQR+SAM, arXiv 2605.16134; the book, chapter 21.
+    """
+    if learn is not None and refit_due(config, state):
+        state = learn(state)
+    g = gradient(state.w)
+    if rho:
+        g = gradient(state.w + perturbation(state.U, g, rho))
+    return update(config, state, g, eta, base)
+
+
 def perturbation(
     U: Preconditioner, v: ArrayLike, rho: float, norm: str = "euclidean"
 ) -> Float[np.ndarray, " d"]:
     """The perturbation of LLQR+SAM: epsilon = rho U v/|U v|, or rho U v/sqrt(v'U v) in the dual norm.
 
     Args:
-        U: preconditioner.
+        U: preconditioner on d weights.
         v: ascent vector, the gradient at the unperturbed weights or a centered one, flat (d,).
-        rho: radius.
+        rho: radius, in weights ("euclidean") or in the metric's unit of length ("dual").
         norm: "euclidean", where the scale of U cannot matter, or "dual", the steepest step under G = U^{-1}.
 
     Returns:

@@ -46,7 +46,7 @@ def _class_targets(y: ArrayLike, n: int, k: int, smoothing: float) -> Array:
     labels = np.asarray(y)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"y has shape {labels.shape} and type {labels.dtype}; pass {n} integer labels, one an example."
+            f"y has shape {labels.shape} and type {labels.dtype}; pass {n} integer labels, one per example."
         )
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= k:
         raise ValueError(

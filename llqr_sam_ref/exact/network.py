@@ -40,7 +40,7 @@ class Network:
     Attributes:
         widths: widths of the data, the hidden layers and the outputs.
         activation: "tanh", "relu", "softplus" or "identity" after every hidden layer (the last layer is
-            linear), or one name a layer.
+            linear), or one name per layer.
         loss: "cross-entropy" (on logits), "negative-log-likelihood" (on log-probabilities, with a log-softmax
             stage at the end) or "squared-error" (mean over examples of |output - target|^2).
         label_smoothing: s in [0, 1) of the two class losses; zero for squared error.
@@ -83,7 +83,7 @@ class Network:
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """One activation a dense layer."""
+        """One activation per dense layer."""
         if isinstance(self.activation, str):
             return (self.activation,) * (len(self.widths) - 2) + ("identity",)
         return tuple(self.activation)
@@ -134,7 +134,7 @@ class Network:
             w: all weights (d,), or anything laid out like them (a gradient, a step).
 
         Returns:
-            One pair a dense layer; the bias is empty if the network has none.
+            One pair per dense layer; the bias is empty if the network has none.
         """
         return [
             (stage.kernel(block), block[stage.inputs * stage.outputs :])

@@ -30,7 +30,7 @@ def find_cycle(
         method: the optimizer.
         landscape: the loss.
         start: w_0, shape (d,).
-        steps: how long to wait.
+        steps: number of steps to wait.
         longest: longest period looked for.
         tolerance: largest distance between two rounds, relative to the largest coordinate on the cycle.
 
@@ -165,8 +165,8 @@ def bisect(holds: Callable[[float], bool], low: float, high: float, tolerance: f
 
     Args:
         holds: the property, for instance ``lambda h: abs(multipliers(...)[0]) < 1``.
-        low: where it holds.
-        high: where it fails.
+        low: a number at which the property holds.
+        high: a number at which it fails.
         tolerance: final width of the interval, relative to its ends.
 
     Returns:

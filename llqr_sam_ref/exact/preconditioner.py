@@ -31,7 +31,7 @@ class Block:
 
     Args:
         structure: which family of matrices.
-        shape: of the block: (p,) or (output side, input side).
+        shape: shape of the block, (p,) or (output side, input side).
         arrays: the stored arrays, by factor name.
         positive: whether the arrays are logarithms and roots (see the module) instead of the factors.
     """
@@ -44,11 +44,11 @@ class Block:
     @property
     def factors(self) -> dict[str, Array]:
         """The factors that the stored arrays stand for."""
-        found = dict(self.arrays)
+        factors = dict(self.arrays)
         if self.positive:
-            found.update({name: np.exp(found[name]) for name in self.structure.scales})
-            found.update({name: found[name] @ found[name].T for name in self.structure.matrices})
-        return found
+            factors.update({name: np.exp(factors[name]) for name in self.structure.scales})
+            factors.update({name: factors[name] @ factors[name].T for name in self.structure.matrices})
+        return factors
 
     def apply(self, g: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
         """U g for the block's stretch of the flat vector."""
@@ -57,13 +57,13 @@ class Block:
     def pullback(self, g: Float[np.ndarray, " p"], z: Float[np.ndarray, " p"]) -> dict[str, Array]:
         """The gradient of z'U g in every stored array: d exp = exp d, d(root root') by the product rule."""
         factors = self.factors
-        found = self.structure.pullback(factors, g.reshape(self.shape), z.reshape(self.shape))
+        slopes = self.structure.pullback(factors, g.reshape(self.shape), z.reshape(self.shape))
         if self.positive:
-            found.update({name: found[name] * factors[name] for name in self.structure.scales})
-            found.update({
-                name: (found[name] + found[name].T) @ self.arrays[name] for name in self.structure.matrices
+            slopes.update({name: slopes[name] * factors[name] for name in self.structure.scales})
+            slopes.update({
+                name: (slopes[name] + slopes[name].T) @ self.arrays[name] for name in self.structure.matrices
             })
-        return found
+        return slopes
 
     def to_dense(self) -> Float[np.ndarray, "p p"]:
         """The block as a matrix on its entries in row-major order."""
@@ -108,7 +108,7 @@ class Preconditioner:
         """The preconditioned vector s = U g.
 
         Args:
-            g: flat vector.
+            g: flat vector (d,).
 
         Returns:
             s, shape (d,).
@@ -123,8 +123,8 @@ class Preconditioner:
         """The gradient of z'U g in every stored array of every block, z and g held fixed.
 
         Args:
-            g: what U acts on.
-            z: what is pulled back, for the relaxed objective z = (G + mu I) s - g.
+            g: the vector that U acts on, flat (d,).
+            z: the vector that is pulled back, flat (d,); for the relaxed objective z = (G + mu I) s - g.
 
         Returns:
             One mapping per block, with the names and shapes of its stored arrays.

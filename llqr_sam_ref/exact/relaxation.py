@@ -4,7 +4,7 @@ Instead of the controls u, the unknown is a matrix U of a fixed structure, u = -
 
     J(U) = -g'U g + 1/2 (U g)'(G + mu I)(U g),       s = U g,  z = (G + mu I) s - g,
 
-one curvature product a gradient: dJ = z' dU g. The inner loop runs it as the authors' code does: non-finite
+one curvature product per gradient: dJ = z' dU g. The inner loop runs it as the authors' code does: non-finite
 entries replaced, each stored array clipped on its own, heavy ball, warm start, then a moving average.
 """
 
@@ -56,8 +56,8 @@ def check_probes(
     """One probe (d,) or several (k, d) as a float64 array (k, d).
 
     Args:
-        probes: one or several.
-        size: d.
+        probes: one probe (d,) or several (k, d), in units of the gradient.
+        size: d, the number of weights.
 
     Returns:
         The probes, shape (k, d).
@@ -182,9 +182,9 @@ def inner_loop(
         curvature: G, a symmetric matrix or a function v -> G v.
         mu: damping, in units of curvature.
         steps: T, number of inner steps.
-        eta_U: inner learning rate.
-        beta: inner momentum.
-        clip: largest norm of each stored array's gradient; None does not clip.
+        eta_U: inner learning rate, in units of the stored array per unit of its clipped gradient.
+        beta: inner momentum, 0 <= beta < 1.
+        clip: largest Frobenius norm of each stored array's gradient; None does not clip.
 
     Returns:
         U_T, before any averaging.
@@ -225,7 +225,7 @@ def average(old: Preconditioner, new: Preconditioner, gamma: float) -> Precondit
     Args:
         old: U before the refit.
         new: U_T after the inner loop.
-        gamma: decay in [0, 1].
+        gamma: decay of the average, in [0, 1]; 1 keeps the old U.
 
     Returns:
         The averaged U.
@@ -246,7 +246,7 @@ def guard_signs(U: Preconditioner) -> Preconditioner:
     """Raise every entry of scalar and diagonal blocks to at least 1e-8: no learning rate below zero.
 
     Args:
-        U: unconstrained preconditioner.
+        U: unconstrained preconditioner on d weights.
 
     Returns:
         U with max(u, 1e-8) and max(d, 1e-8) in the structures that guard signs; others are left as they are.

@@ -15,8 +15,8 @@ def step_limit(h: float, beta: float = 0.0) -> float:
     """Largest stable step on curvature h: 2 (1 + beta)/h.
 
     Args:
-        h: curvature, positive.
-        beta: momentum.
+        h: curvature, positive, in loss per weight squared.
+        beta: heavy-ball momentum, 0 <= beta < 1.
 
     Returns:
         The limit; eta must stay below it.
@@ -34,8 +34,8 @@ def sam_cycle_amplitude(h: float, eta: float, rho: float, beta: float = 0.0) -> 
     Args:
         h: curvature of the cycle's direction, positive.
         eta: step size, below ``step_limit(h, beta)``.
-        rho: radius.
-        beta: momentum.
+        rho: radius of the perturbation, in weights.
+        beta: heavy-ball momentum, 0 <= beta < 1.
 
     Returns:
         The amplitude, in weights.
@@ -52,10 +52,10 @@ def monge_cycle_amplitude(h: float, eta: float, rho: float, alpha: float = 1.0) 
     a = c sqrt(2/(1 + sqrt(1 + 4 alpha^2 h^2 c^2))), the form that keeps its digits when alpha h c is small.
 
     Args:
-        h: curvature, positive.
+        h: curvature, positive, in loss per weight squared.
         eta: step size, below ``step_limit(h)``.
-        rho: radius.
-        alpha: Monge strength.
+        rho: radius of the perturbation, in the metric's unit of length.
+        alpha: Monge strength, in weights per loss.
 
     Returns:
         The amplitude, in weights.
@@ -72,10 +72,10 @@ def monge_cycle_multiplier(h: float, eta: float, rho: float, alpha: float = 1.0)
     The cycle is stable iff this stays below 1 and h is the largest curvature; SAM (alpha = 0) always is.
 
     Args:
-        h: curvature, positive.
+        h: curvature, positive, in loss per weight squared.
         eta: step size, below ``step_limit(h)``.
-        rho: radius.
-        alpha: Monge strength.
+        rho: radius of the perturbation, in the metric's unit of length.
+        alpha: Monge strength, in weights per loss.
 
     Returns:
         The multiplier, no unit.
@@ -90,9 +90,9 @@ def monge_cycle_radius_limit(h: float, eta: float, alpha: float = 1.0) -> float:
     """Radius above which M-SAM's cycle is unstable: (2 - a)^{3/2}/(2 sqrt(a) (1 - a) alpha h), a = eta h.
 
     Args:
-        h: curvature, positive.
+        h: curvature, positive, in loss per weight squared.
         eta: step size, below ``step_limit(h)``.
-        alpha: Monge strength.
+        alpha: Monge strength, in weights per loss.
 
     Returns:
         The limit on rho; infinite for eta h >= 1 and for alpha = 0.
@@ -128,9 +128,9 @@ def sam_loss_floor(h: float, eta: float, rho: float) -> float:
     """Loss on SAM's cycle, h a^2/2 = eta^2 rho^2 h^3/(2 (2 - eta h)^2).
 
     Args:
-        h: largest curvature, positive.
+        h: largest curvature, positive, in loss per weight squared.
         eta: step size, below ``step_limit(h)``.
-        rho: radius.
+        rho: radius of the perturbation, in weights.
 
     Returns:
         The loss above the minimum.
@@ -144,9 +144,9 @@ def sam_neighbor_floor(h: float, eta: float, rho: float) -> float:
     """Loss at the perturbed point of SAM's cycle, 2 rho^2 h/(2 - eta h)^2; it tends to rho^2 h/2 with eta.
 
     Args:
-        h: largest curvature, positive.
+        h: largest curvature, positive, in loss per weight squared.
         eta: step size, below ``step_limit(h)``.
-        rho: radius.
+        rho: radius of the perturbation, in weights.
 
     Returns:
         The loss above the minimum.
@@ -165,7 +165,7 @@ def valley_drift(h: float, h_slope: float, eta: float, rho: float) -> float:
         h: curvature across the valley at u, positive.
         h_slope: h'(u).
         eta: step size, below ``step_limit(h)``.
-        rho: radius.
+        rho: radius of the perturbation, in weights.
 
     Returns:
         The change of u.
@@ -198,7 +198,7 @@ def unnormalized_multiplier(chi: float, eta: float, rho: float) -> float:
 
     Args:
         chi: curvature h, or contrast U h; of any sign.
-        eta: step size.
+        eta: step size, in units of 1/curvature; no unit under U.
         rho: radius of epsilon = rho U g.
 
     Returns:
@@ -234,9 +234,9 @@ def contrast_limit(eta: float, rho: float, beta: float = 0.0) -> float:
     keeps its digits for small rho and is l at rho = 0. With U = I it limits the curvature itself.
 
     Args:
-        eta: step size, positive.
+        eta: step size, positive, in units of 1/curvature; no unit under U.
         rho: radius of epsilon = rho U g.
-        beta: momentum.
+        beta: heavy-ball momentum, 0 <= beta < 1.
 
     Returns:
         chi*, no unit.
@@ -255,8 +255,8 @@ def pothole_multiplier(h: float, hbar: float, mu: float, eta: float, rho: float)
     Args:
         h: local curvature, of any sign.
         hbar: curvature the slow preconditioner believes.
-        mu: damping.
-        eta: step size.
+        mu: damping, in units of curvature.
+        eta: step size; no unit.
         rho: radius; 0 gives preconditioned descent.
 
     Returns:
@@ -286,7 +286,7 @@ def unnormalized_saddle_limit(h: float, eta: float) -> float:
 
     Args:
         h: the negative curvature, or its size; under U the product U h.
-        eta: step size, positive.
+        eta: step size, positive, in units of 1/curvature; no unit under U.
 
     Returns:
         The upper limit on rho.
@@ -301,7 +301,7 @@ def pullback_slope(h: float, rho: float, alpha: float = 0.0) -> float:
 
     Args:
         h: the negative curvature, or its size.
-        rho: radius.
+        rho: radius of the perturbation, in weights.
         alpha: Monge strength; 0 is SAM.
 
     Returns:
@@ -320,7 +320,7 @@ def sam_basin_radius(h: float, rho: float) -> float:
 
     Args:
         h: the negative curvature, or its size.
-        rho: radius.
+        rho: radius of the perturbation, in weights.
 
     Returns:
         The half-width, in weights.
@@ -337,8 +337,8 @@ def monge_basin_radius(h: float, rho: float, alpha: float = 1.0) -> float:
 
     Args:
         h: the negative curvature, or its size.
-        rho: radius.
-        alpha: Monge strength.
+        rho: radius of the perturbation, in the metric's unit of length.
+        alpha: Monge strength, in weights per loss.
 
     Returns:
         The half-width, in weights.

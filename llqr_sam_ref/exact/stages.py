@@ -55,9 +55,9 @@ class Dense:
     It is bilinear, so Q = R = 0, and M, the costate itself, carries all of its curvature.
 
     Attributes:
-        inputs: width of x.
-        outputs: width of f.
-        bias: whether there is a b.
+        inputs: width of the state x.
+        outputs: width of the next state f.
+        bias: whether the stage has a bias b.
 
     Source: book, chapter 14 (which stage contributes what).
     """
@@ -142,20 +142,16 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
-class Elementwise:
-    """A passive stage f(x) = a(x), coordinate by coordinate: only Q = diag(lambda * a''(x)) bends.
-
-    For ReLU a'' = 0 wherever it exists, so the stage costs nothing; at the kink a' is taken as 0.
+class Passive:
+    """What stages without weights share: the width stays as it is, and B, R and M are empty.
 
     Attributes:
         width: width of x and f.
-        name: one of ``ACTIVATIONS``.
 
     Source: book, chapter 14 (which stage contributes what).
     """
 
     width: int
-    name: str
 
     @property
     def inputs(self) -> int:
@@ -171,6 +167,22 @@ class Elementwise:
     def size(self) -> int:
         """No weights."""
         return 0
+
+
+@dataclass(frozen=True)
+class Elementwise(Passive):
+    """A passive stage f(x) = a(x), coordinate by coordinate: only Q = diag(lambda * a''(x)) bends.
+
+    For ReLU a'' = 0 wherever it exists, so the stage costs nothing; at the kink a' is taken as 0.
+
+    Attributes:
+        width: width of x and f.
+        name: one of ``ACTIVATIONS``.
+
+    Source: book, chapter 14 (which stage contributes what).
+    """
+
+    name: str
 
     def forward(self, w: Array, x: Array) -> Array:
         """a(x), (n, width)."""
@@ -191,7 +203,7 @@ class Elementwise:
 
 
 @dataclass(frozen=True)
-class LogSoftmax:
+class LogSoftmax(Passive):
     """A passive stage from logits to log-probabilities, f(x) = x - log sum exp x, row by row.
 
     Q = -(sum of lambda_b) (diag pi_b - pi_b pi_b') for example b: with the Fisher costate -pi/n it is exactly
@@ -202,23 +214,6 @@ class LogSoftmax:
 
     Source: book, chapter 14 (logits or log-probabilities).
     """
-
-    width: int
-
-    @property
-    def inputs(self) -> int:
-        """The width."""
-        return self.width
-
-    @property
-    def outputs(self) -> int:
-        """The width."""
-        return self.width
-
-    @property
-    def size(self) -> int:
-        """No weights."""
-        return 0
 
     def forward(self, w: Array, x: Array) -> Array:
         """Log-probabilities, (n, width)."""

@@ -1,4 +1,4 @@
-"""What shape a preconditioner may have: six structures, each with apply, pull-back and its dense matrix.
+"""What shape a preconditioner may have: six structures, each whole, one after the other (hence the length).
 
 A block is what one structure acts on: one array of weights, or all arrays of a layer joined end to end.
 Kernels are matrices X (output side, input side), as torch stores them; vectors stay vectors. With Phi on the
@@ -25,14 +25,12 @@ from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_choice
 from llqr_sam_ref.exact._arrays import Array
+from llqr_sam_ref.exact.bases import Bases, rotate, whole_bases
+from llqr_sam_ref.exact.optima import separable_minimizer
 
 Arrays = Mapping[str, Array]
 Shape = tuple[int, ...]
 Layers = Sequence[Sequence[Shape]]
-Basis = Float[np.ndarray, "side side"] | None  # None stands for the identity
-Bases = tuple[Basis, Basis]  # E_Psi (output side) and E_Phi (input side)
-
-SEPARABLE_SWEEPS = 5
 
 
 class Structure:
@@ -310,8 +308,8 @@ class EKFAC(TwoSided):
 
         Args:
             factors: E_Phi, E_Psi and what makes D.
-            X: block of g.
-            Z: block of z.
+            X: the block's part of g, shape (m, n).
+            Z: the block's part of z, shape (m, n).
 
         Returns:
             One gradient per factor.
@@ -384,56 +382,6 @@ class SeparableEKFAC(EKFAC):
         return {"d_Phi": dD.T @ factors["d_Psi"], "d_Psi": dD @ factors["d_Phi"]}
 
 
-def rotate(V: Float[np.ndarray, "k m n"], bases: Bases) -> Float[np.ndarray, "k m n"]:
-    """E_Psi' V E_Phi for every probe."""
-    if bases[0] is not None:
-        V = bases[0].T @ V
-    if bases[1] is not None:
-        V = V @ bases[1]
-    return V
-
-
-def whole_bases(bases: Bases, shape: Shape) -> tuple[Array, Array]:
-    """E_Psi and E_Phi as matrices, the identity written out.
-
-    Args:
-        bases: E_Psi and E_Phi, None for the identity.
-        shape: of the block, (m, n).
-
-    Returns:
-        Matrices (m, m) and (n, n).
-    """
-    E_Psi, E_Phi = (
-        np.eye(side) if basis is None else basis for side, basis in zip(shape, bases, strict=True)
-    )
-    return E_Psi, E_Phi
-
-
-def separable_minimizer(
-    c: Float[np.ndarray, "m n"],
-) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " n"]]:
-    """The minimizer d_Psi d_Phi' of E J over rank-one diagonals, by five alternating sweeps from ones.
-
-    E J = sum_ij [-a_i b_j + 1/2 c_ij a_i^2 b_j^2], a = d_Psi, b = d_Phi; each sweep solves for a, then b:
-
-        a_i = sum_j b_j / sum_j c_ij b_j^2,        b_j = sum_i a_i / sum_i c_ij a_i^2.
-
-    Args:
-        c: damped curvature, positive, shape (m, n).
-
-    Returns:
-        d_Psi (m,) and d_Phi (n,), both positive; exact after one sweep where c has rank one.
-
-    Source: block coordinate descent on the objective of thm-random-probe-optimum.
-    """
-    b = np.ones(c.shape[1])
-    a = np.ones(c.shape[0])
-    for _ in range(SEPARABLE_SWEEPS):
-        a = np.sum(b) / (c @ b**2)
-        b = np.sum(a) / (c.T @ a**2)
-    return a, b
-
-
 STRUCTURES: dict[str, Structure] = {
     structure.name: structure
     for structure in (Scalar(), Diagonal(), Kronecker(), EKFAC(), SeparableEKFAC(), Dense())
@@ -450,7 +398,7 @@ def structure_for(name: str, shape: Shape) -> Structure:
 
     Args:
         name: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac" or "dense".
-        shape: of the block.
+        shape: shape of the block, (p,) or (m, n).
 
     Returns:
         The structure.
@@ -470,8 +418,8 @@ def stored_numbers(name: str, shape: Shape) -> int:
     """How many numbers a structure keeps for a block of this shape, counted without building them.
 
     Args:
-        name: structure.
-        shape: of the block, (p,) or (m, n).
+        name: name of the structure.
+        shape: shape of the block, (p,) or (m, n).
 
     Returns:
         1; m n; m^2 + n^2; m^2 + n^2 + m n; m^2 + n^2 + m + n; or (m n)^2.

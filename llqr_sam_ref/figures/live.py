@@ -1,7 +1,8 @@
-"""What the figures that compute in the page must compute: their numbers, from ``llqr_sam_ref.exact``.
+"""What the figures that compute in the page must compute, figure after figure (hence the length).
 
 Each function here takes the arguments of the JavaScript function of the same name (the keys of its one
-argument) and returns the same mapping. Tests hold the two together, and the build draws from these.
+argument) and returns the same mapping, with numbers from ``llqr_sam_ref.exact``. Tests hold the two together,
+and the build draws from these.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from llqr_sam_ref.exact import (
     relaxation,
     stability,
 )
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.preconditioner import identity_preconditioner
 from llqr_sam_ref.figures.noise import road_noise
 
-Array = Float[np.ndarray, " ..."]
 Vector = Sequence[float]
 Numbers = dict[str, Any]
 Figure = Callable[..., Numbers]

@@ -6,7 +6,7 @@ Figures are SVG with a transparent background, drawn in the light palette. On th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import matplotlib as mpl
@@ -14,34 +14,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from llqr_sam_ref.train.methods import METHODS as TABLE
+from llqr_sam_ref.train.methods import Look
 
-@dataclass(frozen=True)
-class MethodStyle:
-    """How one method looks: light-page color, dark-page color, their text variants, dashes, marker."""
-
-    label: str
-    light: str
-    dark: str
-    text_light: str
-    text_dark: str
-    dashes: tuple[float, ...]
-    marker: str
-    width: float = 1.6
-
-    def line(self) -> dict[str, Any]:
-        """Keyword arguments for ``Axes.plot``."""
-        style: Any = (0, self.dashes) if self.dashes else "-"
-        return {"color": self.light, "linestyle": style, "linewidth": self.width, "label": self.label}
-
-
-METHODS: dict[str, MethodStyle] = {
-    "gd": MethodStyle("GD", "#090b10", "#f4f5f6", "#090b10", "#f4f5f6", (1, 3), "o"),
-    "sgd": MethodStyle("SGD", "#090b10", "#f4f5f6", "#090b10", "#f4f5f6", (1, 3), "o"),
-    "adamw": MethodStyle("AdamW", "#487571", "#70998b", "#487571", "#70998b", (10, 4), "x"),
-    "sam": MethodStyle("SAM", "#8b280c", "#cc2909", "#8b280c", "#ff6b4a", (6, 3), "^"),
-    "msam": MethodStyle("M-SAM", "#d17901", "#fcbc36", "#8f5200", "#fcbc36", (6, 3, 1, 3), "D"),
-    "llqr": MethodStyle("LLQR", "#003093", "#2f6a8a", "#003093", "#5aa5cf", (), "s"),
-    "llqr_sam": MethodStyle("LLQR+SAM", "#ad76fa", "#afa2f9", "#7d3fd8", "#afa2f9", (), "o", 2.8),
+# The methods that chapters draw, by the names that style sheet and live figures have for them.
+METHODS: dict[str, Look] = {
+    "gd": replace(TABLE["sgd"].look, label="GD"),
+    "sgd": TABLE["sgd"].look,
+    "adamw": TABLE["adamw"].look,
+    "sam": TABLE["sam"].look,
+    "msam": TABLE["m-sam"].look,
+    "llqr": TABLE["llqr"].look,
+    "llqr_sam": TABLE["llqr-sam"].look,
 }
 INK = "#2b2f36"  # axes and text; the style sheet replaces it on the dark page
 GRID = "#c9ced6"

@@ -1,5 +1,9 @@
 """Networks to train and to test on: models and nothing else, a family a file."""
 
+from llqr_sam_ref.errors import needs
+
+needs("torch", "torch")
+
 from llqr_sam_ref.nets.mlp import mlp
 from llqr_sam_ref.nets.resnet import ResNet, resnet18, resnet34, resnet50
 from llqr_sam_ref.nets.towers import TwoTowers, contrastive_loss, two_towers

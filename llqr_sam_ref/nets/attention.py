@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llqr_sam_ref.errors import check_choice, check_count, check_number
+from llqr_sam_ref.errors import UserError, check_choice, check_count, check_number
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -23,13 +23,13 @@ class Attention(nn.Module):
         dropout: probability on the attention weights.
 
     Raises:
-        ValueError: the width is not a multiple of the heads, or a number is out of range.
+        UserError: the width is not a multiple of the heads, or a number is out of range.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if check_count("width", width) % check_count("heads", heads):
-            raise ValueError(f"heads={heads} does not divide width={width}; pass a divisor of the width.")
+            raise UserError(f"heads={heads} does not divide width={width}; pass a divisor of the width.")
         self.heads, self.dropout = heads, check_number("dropout", dropout, low=0.0, high=1.0, open_high=True)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.out = nn.Linear(width, width)
@@ -80,7 +80,7 @@ class Block(nn.Module):
         causal: whether tokens see only what came before.
 
     Raises:
-        ValueError: an unknown activation or a number out of range.
+        UserError: an unknown activation or a number out of range.
     """
 
     def __init__(
@@ -149,12 +149,12 @@ def sinusoids(length: int, width: int) -> Tensor:
         (length, width), float32.
 
     Raises:
-        ValueError: the width is odd.
+        UserError: the width is odd.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5.
     """
     if check_count("width", width) % 2:
-        raise ValueError(f"width={width} is odd; sines and cosines come in pairs, pass an even width.")
+        raise UserError(f"width={width} is odd; sines and cosines come in pairs, pass an even width.")
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angles = torch.arange(check_count("length", length)).unsqueeze(1) * rates
     return torch.stack((angles.sin(), angles.cos()), dim=2).flatten(1)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from llqr_sam_ref.errors import check_choice, check_count
+from llqr_sam_ref.errors import UserError, check_choice, check_count
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -31,10 +31,10 @@ def mlp(widths: Sequence[int], activation: str = "relu", *, bias: bool = True) -
         A module from (n, ...) to (n, widths[-1]).
 
     Raises:
-        ValueError: fewer than two widths, a width below 1, or an unknown activation.
+        UserError: fewer than two widths, a width below 1, or an unknown activation.
     """
     if len(widths) < 2:
-        raise ValueError(f"widths={tuple(widths)} has no layer; pass at least an input and an output width.")
+        raise UserError(f"widths={tuple(widths)} has no layer; pass at least an input and an output width.")
     for width in widths:
         check_count("widths", width)
     check_choice("activation", activation, ACTIVATIONS)

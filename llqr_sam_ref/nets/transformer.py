@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from llqr_sam_ref.errors import check_count
+from llqr_sam_ref.errors import UserError, check_count
 from llqr_sam_ref.nets.attention import Block, sinusoids
 
 
@@ -27,7 +27,7 @@ class Decoder(nn.Module):
         tied: whether the head uses the embedding's weights.
 
     Raises:
-        ValueError: a count is below 1 or a probability is out of range.
+        UserError: a count is below 1 or a probability is out of range.
 
     Source: the GPT-2 layout; (768, 12, 12) with 50257 tokens and a context of 1024 is its small model.
     """
@@ -74,10 +74,10 @@ class Decoder(nn.Module):
             (n, vocabulary, l).
 
         Raises:
-            ValueError: the sequence is longer than the context.
+            UserError: the sequence is longer than the context.
         """
         if tokens.shape[1] > self.context:
-            raise ValueError(
+            raise UserError(
                 f"a sequence of {tokens.shape[1]} tokens for context={self.context}; cut it, or build the "
                 "model with a longer context."
             )
@@ -106,7 +106,7 @@ class EncoderDecoder(nn.Module):
         norm_first: norm before each part and once at the end of each stack, instead of after residuals.
 
     Raises:
-        ValueError: a count is below 1 or a probability is out of range.
+        UserError: a count is below 1 or a probability is out of range.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762); the default is the size that is usual for IWSLT14.
     """

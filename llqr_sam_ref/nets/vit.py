@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from llqr_sam_ref.errors import check_count
+from llqr_sam_ref.errors import UserError, check_count
 from llqr_sam_ref.nets.attention import Block
 
 
@@ -27,7 +27,7 @@ class VisionTransformer(nn.Module):
         attention_dropout: probability on attention weights.
 
     Raises:
-        ValueError: the patch does not divide the image, or a count is below 1.
+        UserError: the patch does not divide the image, or a count is below 1.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class VisionTransformer(nn.Module):
         for argument, value in (("depth", depth), ("num_classes", num_classes), ("channels", channels)):
             check_count(argument, value)
         if check_count("image_size", image_size) % check_count("patch_size", patch_size):
-            raise ValueError(
+            raise UserError(
                 f"patch_size={patch_size} does not divide image_size={image_size}; pass a divisor."
             )
         self.image_size = image_size
@@ -80,10 +80,10 @@ class VisionTransformer(nn.Module):
             (n, num_classes).
 
         Raises:
-            ValueError: images of another size.
+            UserError: images of another size.
         """
         if x.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
+            raise UserError(
                 f"images of {tuple(x.shape[-2:])} pixels for image_size={self.image_size}; "
                 "build the model with image_size of the data."
             )

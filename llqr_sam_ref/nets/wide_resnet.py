@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llqr_sam_ref.errors import check_count, check_number
+from llqr_sam_ref.errors import UserError, check_count, check_number
 
 
 class WideBlock(nn.Module):
@@ -52,7 +52,7 @@ class WideResNet(nn.Module):
         dropout: probability inside every block.
 
     Raises:
-        ValueError: depth is not 6 n + 4, or a count or probability is out of range.
+        UserError: depth is not 6 n + 4, or a count or probability is out of range.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class WideResNet(nn.Module):
             check_count(argument, value)
         check_number("dropout", dropout, low=0.0, high=1.0, open_high=True)
         if check_count("depth", depth, low=10) % 6 != 4:
-            raise ValueError(f"depth={depth} is not 6 n + 4; pass 10, 16, 22, 28, 34, 40, ...")
+            raise UserError(f"depth={depth} is not 6 n + 4; pass 10, 16, 22, 28, 34, 40, ...")
         self.stem = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         inputs, blocks = 16, []
         for stage, outputs in enumerate((16 * widen, 32 * widen, 64 * widen)):

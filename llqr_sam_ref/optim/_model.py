@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,27 +30,120 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode and autocast is off; at the end all is as it was.
+    """Inside, the model is in evaluation mode and autocast is off; at the end all is as it was, bit for bit.
+
+    Put back are training flags, attributes (with what lists, dicts and sets held, hooks among them), buffers and other
+    tensors that modules keep, gradients and ``requires_grad``, grad mode, and the random streams of torch, ``random``
+    and NumPy.
+
+    A module that overrides ``train()`` is asked to switch by it, unless that changes a weight, as adapters do that
+    merge in evaluation mode: merged, they would have no gradient. Such a module is put back, and only its flag changed.
 
     Args:
-        model: whose flags are restored, module by module, as are the global random streams of its devices.
+        model: the module.
 
     Yields:
         Nothing.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    devices = {p.device for p in model.parameters()}
-    streams = random_state(devices)
+    before = _Trace(model)
     try:
         with ExitStack() as off:
-            for kind in {device.type for device in devices}:
+            for kind in {device.type for device in before.devices}:
                 off.enter_context(torch.autocast(kind, enabled=False))
-            model.eval()
+            _evaluate(model)
             yield
     finally:
-        for module, training in flags:
-            module.training = training
-        set_random_state(streams)
+        for module, training in before.flags:
+            if _overrides_train(module) and module.training != training:
+                module.train(training)
+        before.restore()
+
+
+class _Trace:
+    """What a refit could leave behind in a model, and in the process.
+
+    Args:
+        model: as it is now.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self.flags = [(module, module.training) for module in modules]
+        self.devices = {p.device for p in model.parameters()}
+        self._streams = random_state(self.devices)
+        self._host_streams = random.getstate(), np.random.get_state()  # noqa: NPY002  (what models draw from)
+        self._grad_mode = torch.is_grad_enabled()
+        self._attributes = [(module, dict(vars(module))) for module in modules]
+        self._containers = [
+            (value, copy.copy(value))
+            for module in modules
+            for value in vars(module).values()
+            if _is_container(value)
+        ]
+        self._gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+        at_risk = {id(p): p for module in modules if _overrides_train(module) for p in module.parameters()}
+        kept = [
+            *model.buffers(),
+            *(t for m in modules for t in vars(m).values() if _is_plain(t)),
+            *at_risk.values(),
+        ]
+        self._values = [(tensor, tensor.detach().clone()) for tensor in kept]
+
+    def restore(self) -> None:
+        """Put it all back."""
+        torch.set_grad_enabled(self._grad_mode)
+        for container, content in self._containers:
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                container.update(content)
+        for module, attributes in self._attributes:
+            vars(module).clear()
+            vars(module).update(attributes)
+        self.restore_values()
+        for parameter, gradient, trained in self._gradients:
+            parameter.grad = gradient
+            if parameter.requires_grad != trained:
+                parameter.requires_grad_(trained)
+        set_random_state(self._streams)
+        random.setstate(self._host_streams[0])
+        np.random.set_state(self._host_streams[1])  # noqa: NPY002
+
+    def restore_values(self) -> bool:
+        """Put tensors back through ``.data``, which no graph notices, and say whether one had changed."""
+        changed = False
+        for tensor, value in self._values:
+            if not torch.equal(tensor.detach(), value):
+                tensor.data.copy_(value)
+                changed = True
+        return changed
+
+
+def _evaluate(model: nn.Module) -> None:
+    """Evaluation mode, module by module from the top."""
+    for module in model.modules():
+        if not module.training:
+            continue
+        if _overrides_train(module):
+            before = _Trace(module)
+            module.train(False)
+            if before.restore_values():
+                before.restore()
+        module.training = False
+
+
+def _overrides_train(module: nn.Module) -> bool:
+    return type(module).train is not nn.Module.train or "train" in vars(module)
+
+
+def _is_container(value: object) -> bool:
+    return isinstance(value, (list, dict, set))
+
+
+def _is_plain(value: object) -> bool:
+    """A tensor that is kept as an attribute, and not by a graph."""
+    return isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) and value.grad_fn is None
 
 
 class CopiedLoss:

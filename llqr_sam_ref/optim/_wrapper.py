@@ -16,7 +16,8 @@ from __future__ import annotations
 import inspect
 import reprlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -34,6 +35,30 @@ _HOOKS = tuple(
 )
 
 
+@dataclass
+class Progress:
+    """What changes in a wrapper while it is used, in one object that is changed in place.
+
+    A proxy that imitates the wrapper (Lightning makes one) reads attributes through and keeps what is written to it:
+    only what lies inside such an object is the same for both.
+
+    Attributes:
+        inside: whether the SAM around holds the weights at w + epsilon.
+        perturbed_before: whether there was ever a perturbation.
+        gradient_is_there: whether the last perturbation has left the gradient that the next step is for.
+        radius: length of the last perturbation.
+        nonfinite: perturbations skipped because the ascent vector was not finite.
+        cache: what a subclass derives from the rest and may forget at any time.
+    """
+
+    inside: bool = False
+    perturbed_before: bool = False
+    gradient_is_there: bool = False
+    radius: Tensor | float = 0.0
+    nonfinite: Tensor | int = 0
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+
 class OptimizerWrapper(Optimizer):
     """An optimizer around ``base``: delegates what torch knows of, saves and copies what is its own.
 
@@ -44,8 +69,7 @@ class OptimizerWrapper(Optimizer):
     Attributes:
         base: the optimizer that takes the step.
         own: the wrapper's tensors and numbers for each parameter, keys without prefix.
-        inside_perturbation: true on every wrapper of a stack while the SAM around it holds the weights at
-            w + epsilon.
+        progress: what changes while it is used.
 
     Args:
         base: the optimizer that takes the step.
@@ -63,7 +87,7 @@ class OptimizerWrapper(Optimizer):
 
     base: Optimizer
     own: dict[Tensor, dict[str, Any]]
-    inside_perturbation: bool
+    progress: Progress
 
     def __init__(self, base: Optimizer, **options: Any) -> None:
         name = type(self).__name__
@@ -85,6 +109,7 @@ class OptimizerWrapper(Optimizer):
                 )
         self.base = base
         self.own = {}
+        self.progress = Progress()
         self._start()
         filled = [self._with_defaults(group, options) for group in base.param_groups]
         for group in filled:
@@ -107,8 +132,13 @@ class OptimizerWrapper(Optimizer):
         """Begin like a fresh optimizer, also as a copy: without hooks, as torch does; caches belong here."""
         for hooks in _HOOKS:
             setattr(self, hooks, OrderedDict())
-        self.inside_perturbation = False
+        self.progress = replace(self.progress, inside=False, gradient_is_there=False, cache={})
         self._patch_step_function()
+
+    @property
+    def inside_perturbation(self) -> bool:
+        """True on every wrapper of a stack while the SAM around it holds the weights at w + epsilon."""
+        return self.progress.inside
 
     # What torch knows of belongs to the base.
 
@@ -130,23 +160,24 @@ class OptimizerWrapper(Optimizer):
     def defaults(self, defaults: dict[str, Any]) -> None:
         self.base.defaults = defaults
 
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:
-        """The base's state; while the wrapper has state of its own, a view of both under their saved names.
+    @property  # type: ignore[override]
+    def state(self) -> MutableMapping[Tensor, Any]:
+        """The base's state, live; the wrapper's own entries, if it has any, are seen in it under their saved names.
 
-        Distributed checkpointing reads here which entries a parameter has. Write to ``base.state``.
+        Distributed checkpointing reads here which entries a parameter has. What is written goes to the base;
+        ``clear()`` forgets both.
         """
-        if not self.own:
-            return self.base.state
-        view: defaultdict[Tensor, Any] = defaultdict(dict, self.base.state)
-        for parameter, entries in self.own.items():
-            view[parameter] = {**view[parameter], **self._prefixed(entries)}
-        return view
+        return LiveState(self) if self.own else self.base.state
 
     @state.setter
     def state(self, state: defaultdict[Tensor, Any]) -> None:
-        self.own = {}
+        self.forget()
         self.base.state = state
+
+    def forget(self) -> None:
+        """Forget the wrapper's own entries, as in a fresh optimizer; the base's stay."""
+        self.own.clear()
+        self.progress.cache.clear()
 
     def __getattr__(self, name: str) -> Any:
         """Public names that the wrapper does not have are the base's."""
@@ -334,8 +365,9 @@ class OptimizerWrapper(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but hooks, a scheduler's patched ``step`` and what is transient."""
-        left_behind = {*_HOOKS, "step", "inside_perturbation", "_opt_called", *self.TRANSIENT}
-        return {name: value for name, value in self.__dict__.items() if name not in left_behind}
+        left_behind = {*_HOOKS, "step", "_opt_called", *self.TRANSIENT}
+        kept = {name: value for name, value in self.__dict__.items() if name not in left_behind}
+        return {**kept, "progress": replace(self.progress, cache={})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -370,6 +402,82 @@ def layers(optimizer: Optimizer) -> Iterator[Optimizer]:
     while isinstance(optimizer, OptimizerWrapper):
         optimizer = optimizer.base
         yield optimizer
+
+
+class LiveState(MutableMapping[Tensor, Any]):
+    """A wrapper's ``state``: the base's mapping, with the wrapper's own entries seen in it under their saved names.
+
+    Args:
+        wrapper: whose state it is.
+    """
+
+    def __init__(self, wrapper: OptimizerWrapper) -> None:
+        self._wrapper = wrapper
+
+    def __getitem__(self, parameter: Tensor) -> MutableMapping[str, Any]:
+        entries = self._wrapper.base.state[parameter]  # as the base has it: a new one where that makes one
+        own = self._wrapper.own.get(parameter, {})
+        return LiveEntries(entries, self._wrapper._prefixed(own)) if own else entries
+
+    def __setitem__(self, parameter: Tensor, entries: Any) -> None:
+        self._wrapper.base.state[parameter] = entries
+
+    def __delitem__(self, parameter: Tensor) -> None:
+        if parameter not in self:
+            raise KeyError(parameter)
+        self._wrapper.base.state.pop(parameter, None)
+        self._wrapper.own.pop(parameter, None)
+        self._wrapper.progress.cache.clear()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter({**dict.fromkeys(self._wrapper.base.state), **dict.fromkeys(self._wrapper.own)})
+
+    def __len__(self) -> int:
+        return len({*self._wrapper.base.state, *self._wrapper.own})
+
+    def __contains__(self, parameter: object) -> bool:
+        return parameter in self._wrapper.base.state or parameter in self._wrapper.own
+
+    def clear(self) -> None:
+        """Forget the base's entries and the wrapper's."""
+        self._wrapper.base.state.clear()
+        self._wrapper.forget()
+
+
+class LiveEntries(MutableMapping[str, Any]):
+    """One parameter's entries: the base's, to read and write, and the wrapper's, to read.
+
+    Args:
+        entries: the base's.
+        own: the wrapper's, under their saved names.
+    """
+
+    def __init__(self, entries: MutableMapping[str, Any], own: Mapping[str, Any]) -> None:
+        self._entries, self._own = entries, own
+
+    def __getitem__(self, name: str) -> Any:
+        return self._own[name] if name in self._own else self._entries[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in self._own:
+            self._entries[name] = value
+        elif isinstance(value, Tensor) and isinstance(self._own[name], Tensor):
+            self._own[name].copy_(value)
+        else:
+            raise KeyError(
+                f"{name!r} is the wrapper's own; change it through the optimizer, or clear the state."
+            )
+
+    def __delitem__(self, name: str) -> None:
+        if name in self._own:
+            raise KeyError(f"{name!r} is the wrapper's own; clear the state to forget it.")
+        del self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**dict.fromkeys(self._entries), **self._own})
+
+    def __len__(self) -> int:
+        return len({*self._entries, *self._own})
 
 
 def _indices(groups: list[dict[str, Any]]) -> dict[Tensor, int]:

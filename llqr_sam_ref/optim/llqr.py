@@ -1,9 +1,5 @@
 """LLQR: learn an inverse preconditioner U of the layerwise LQR problem, and step by it.
 
-    every K steps     refit U on a probe batch                       closed form, or inner loop and average
-    every step        S = rule(U M, M),  w <- w - lr (S + wd w)      acts_on "update": M is the base's update
-                      base.step() with rule(U g, g) for g            acts_on "gradient", the published order
-
     opt = LLQR(torch.optim.SGD(model.parameters(), lr=0.004, momentum=0.9, nesterov=True), model, loss_fn)
     for x, y in loader:
         if opt.refit_due:
@@ -48,9 +44,15 @@ Probe = Callable[[], tuple[Any, Any]]
 class LLQR(OptimizerWrapper):
     """Layerwise LQR preconditioning around a base optimizer.
 
-    U is learned from second-order information on a probe batch at every refit, and multiplies the base's update or
-    its gradient. Until the first refit U = I. Without ``probe`` the training loop refits when ``refit_due`` says so;
-    an overdue refit only waits.
+        if a refit is due:       U <- refit at w               ClosedForm, or InnerLoop and its average
+        with SAM around it:      g <- gradient at w + rho U g/|U g|
+        acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
+        acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
+
+    with base(v) the base's update from the gradient v, eta its ``lr`` and wd its ``weight_decay``. U is learned
+    from second-order information on a probe batch at every refit, and multiplies the base's update or its gradient.
+    Until the first refit U = I. Without ``probe`` the training loop refits when ``refit_due`` says so; an overdue
+    refit only waits.
 
     Groups may set ``structure`` ("identity" learns nothing for their parameters, which then get a root mean square
     of their own, and is required for parameters that the model does not own); ``lr`` and ``weight_decay`` are the
@@ -84,7 +86,7 @@ class LLQR(OptimizerWrapper):
     """
 
     PREFIX = "llqr_"
-    TRANSIENT = ("probe", "process_group", "_linearization", "_learned")
+    TRANSIENT = ("probe", "process_group")
 
     def __init__(
         self,
@@ -124,11 +126,8 @@ class LLQR(OptimizerWrapper):
             self.likelihood = infer_likelihood(loss_fn)
         if self._config.acts_on == "update" and isinstance(base, Optimizer):
             check_update(base)
-        self._linearization: Linearization | None = None
-        self._learned: Preconditioner | None = None
-        self._signature: tuple[Any, ...] = ()
         self._expected: dict[Tensor, dict[str, tuple[int, ...]]] = {}
-        super().__init__(base, structure=None, llqr_steps=0, llqr_refits=0, llqr_last_refit=-1)
+        super().__init__(base, structure=None, llqr_steps=0, llqr_refits=0, llqr_last_refit=-1, llqr_blocks=0)
         for group in self.param_groups:  # a base that was wrapped before begins anew
             group.update(llqr_steps=0, llqr_refits=0, llqr_last_refit=-1)
 
@@ -195,20 +194,21 @@ class LLQR(OptimizerWrapper):
         first = self.param_groups[0]
         counters = {name: first[name] for name in ("llqr_steps", "llqr_refits", "llqr_last_refit")}
         self.param_groups[-1].update(counters)
-        self._learned = None
+        self.progress.cache.pop("preconditioner", None)
 
     # Refitting.
 
     @property
     def refit_due(self) -> bool:
-        """Whether no refit has happened yet in the current period of ``every`` steps.
+        """Whether no refit has happened yet in the current period of ``every`` steps, or layers wait for their first.
 
-        True before steps 0, every, 2 every, ... and as long as the refit is overdue; False while all learning rates
-        are 0, when nothing is learned and nothing counted.
+        True before steps 0, every, 2 every, ... and as long as the refit is overdue; True also when layers were thawed
+        or added since the last one. False while all learning rates are 0, when nothing is learned and nothing counted.
         """
         group = self.param_groups[0]
         every = self._config.every
-        return int(group["llqr_steps"]) // every > int(group["llqr_last_refit"]) // every and not self.idle
+        overdue = int(group["llqr_steps"]) // every > int(group["llqr_last_refit"]) // every
+        return (overdue or self._preconditioner().behind) and not self.idle
 
     def refit(self, inputs: Any, targets: Any = None, *, uniforms: Tensor | None = None) -> None:
         """Learn U anew at the present weights.
@@ -234,6 +234,11 @@ class LLQR(OptimizerWrapper):
                 "refit() inside perturbed(): the weights are at w + epsilon; leave the block first."
             )
         config, ranks = self._config, Ranks.of(self.process_group)
+        names, cached = self._names(), self.progress.cache.get("preconditioner")
+        if cached is not None and any(names.get(p) != name for p, name in cached[1].names.items()):
+            del self.progress.cache[
+                "preconditioner"
+            ]  # the same weights under other names: parametrized, moved, gone
         learned = self._preconditioner()
         number = int(self.param_groups[0]["llqr_refits"])
 
@@ -269,11 +274,12 @@ class LLQR(OptimizerWrapper):
     @contextmanager
     def _linearized(self, batch: ProbeBatch) -> Iterator[Linearization]:
         """The model linearized on a probe batch; what it holds of that is released at the end."""
-        self._linearization = linearized(self._linearization, batch, self.states)
+        here = linearized(self.progress.cache.get("linearization"), batch, self.states)
+        self.progress.cache["linearization"] = here
         try:
-            yield self._linearization
+            yield here
         finally:
-            self._linearization.release()
+            here.release()
 
     @contextmanager
     def _curvature(self, batch: ProbeBatch, terms: float) -> Iterator[Callable[[Vector], Vector]]:
@@ -420,7 +426,8 @@ class LLQR(OptimizerWrapper):
     def _steps(self, learned: Preconditioner, v: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
         """rule(U v, v)."""
         S = learned.apply(v, parameters)
-        return apply_rule(self._config.step_rule, S, v, parameters, [learned.learned(p) for p in parameters])
+        fitted = learned.learned()
+        return apply_rule(self._config.step_rule, S, v, parameters, [p in fitted for p in parameters])
 
     def _gradients(self, parameters: list[Tensor]) -> list[Tensor]:
         """Local gradients of at least float32."""
@@ -439,17 +446,23 @@ class LLQR(OptimizerWrapper):
     # What it holds.
 
     def _preconditioner(self) -> Preconditioner:
-        """U, with all its tensors allocated: kept until a parameter comes, goes, or is frozen."""
+        """U, with all its tensors allocated: kept until a parameter comes, goes, changes or is frozen."""
         signature = (id(self.own), *self._kinds())
-        if self._learned is None or self._signature != signature:
-            self._learned = Preconditioner(make_stacks(self._blocks(), self.own), self._names())
-            self._signature = signature
-        return self._learned
+        cached: tuple[Any, Preconditioner] | None = self.progress.cache.get("preconditioner")
+        if cached is None or cached[0] != signature:
+            names = self._names()
+            stacks = make_stacks(self._blocks(), self.own)
+            for parameter in [p for p in self.own if p not in names]:  # of a head that was replaced
+                del self.own[parameter]
+            cached = signature, Preconditioner(stacks, names)
+            self.progress.cache["preconditioner"] = cached
+        return cached[1]
 
     def _kinds(self) -> Iterator[Any]:
         for group in self.param_groups:
             yield group["structure"]
             for parameter in group["params"]:
+                yield id(parameter), parameter.shape, parameter.dtype, parameter.device
                 yield parameter.requires_grad, parameter.grad is not None and not parameter.requires_grad
 
     def _names(self) -> dict[Tensor, str]:
@@ -459,6 +472,16 @@ class LLQR(OptimizerWrapper):
         return make_blocks(self.param_groups, self._names(), self._config)
 
     # Saving and copying.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state with U merged in, parameter by parameter, and how many parameters it was learned on.
+
+        Returns:
+            ``{"state": {index: {...}}, "param_groups": [...]}``, tensors not copied.
+        """
+        for group in self.param_groups:
+            group["llqr_blocks"] = sum(p in self.own for p in group["params"])
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` returned; a bare base's dictionary is accepted too, and U begins at I.
@@ -479,15 +502,21 @@ class LLQR(OptimizerWrapper):
                 entries = [
                     (key, p, self._mine(state_dict, key)) for key, p in zip(keys, parameters, strict=False)
                 ]
-                check_complete(entries, self._expected, self._config)
+                check_complete(groups, entries, self._expected, self._config)
             super().load_state_dict(state_dict)
         finally:
             self._expected = {}
-        self._learned = None
+        self.progress.cache.pop("preconditioner", None)
 
     def _mine(self, state_dict: Mapping[str, Any], key: Any) -> dict[str, Any]:
         entries = state_dict.get("state", {}).get(key, {})
         return {name.removeprefix(self.PREFIX): entries[name] for name in entries if self._is_mine(name)}
+
+    def forget(self) -> None:
+        """Forget U and what it was learned from: U = I, and a refit is due."""
+        super().forget()
+        for group in self.param_groups:
+            group.update(llqr_refits=0, llqr_last_refit=-1)
 
     def check_own(self, parameter: Tensor, entries: Mapping[str, Any]) -> None:
         """Check the tensors that a checkpoint holds for a parameter.

@@ -87,7 +87,6 @@ class SAM(OptimizerWrapper):
     """
 
     PREFIX = "sam_"
-    TRANSIENT = ("_kept",)
 
     def __init__(
         self,
@@ -118,14 +117,7 @@ class SAM(OptimizerWrapper):
         self.nonfinite = check_choice("nonfinite", nonfinite, ("skip", "raise"))
         self.model = model
         self.foreach = foreach
-        self._perturbed_before = False
-        self._radius: Tensor | float = 0.0
-        self._nonfinite: Tensor | int = 0
         super().__init__(base, rho=rho, sam_steps=0)
-
-    def _start(self) -> None:
-        super()._start()
-        self._kept: dict[Tensor, Tensor] = {}
 
     @property
     def perturbation_due(self) -> bool:
@@ -139,12 +131,12 @@ class SAM(OptimizerWrapper):
     @property
     def realized_radius(self) -> float:
         """|epsilon| of the last perturbation: Euclidean, over all tensors (waits for the device)."""
-        return float(self._radius)
+        return float(self.progress.radius)
 
     @property
     def nonfinite_count(self) -> int:
         """How many perturbations were skipped because v was not finite (waits for the device)."""
-        return int(self._nonfinite)
+        return int(self.progress.nonfinite)
 
     @contextmanager
     def perturbed(self, scaler: torch.amp.GradScaler | None = None) -> Iterator[None]:
@@ -182,15 +174,16 @@ class SAM(OptimizerWrapper):
         stack = [layer for layer in layers(self) if isinstance(layer, OptimizerWrapper)]
         try:
             for layer in stack:
-                layer.inside_perturbation = True
+                layer.progress.inside = True
             if epsilon is not None:
                 epsilon.add_to(weights, foreach)
                 epsilon = None  # it holds the gradients of the first pass
             yield
+            self.progress.gradient_is_there = bool(parameters)
         finally:
             _copy(weights, saved, foreach)
             for layer in stack:
-                layer.inside_perturbation = False
+                layer.progress.inside = False
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Let the base step from w with the gradients that are there, or do both passes with a closure.
@@ -198,17 +191,20 @@ class SAM(OptimizerWrapper):
         With a closure: it is evaluated at w, then at w + epsilon if a perturbation is due, with gradients
         enabled and with the same random numbers (torch's; dropout drops the same units), and with batch
         statistics frozen the second time if the model is known. The random stream goes on as if it had been
-        evaluated once.
+        evaluated once. After a ``perturbed()`` block, which has made the gradient already, a closure (some training
+        loops always hand on one) is evaluated once, at w.
 
         Args:
-            closure: clears the gradients, computes the loss, calls ``backward`` and returns the loss.
+            closure: clears the gradients, computes the loss, calls ``backward`` and returns the loss. One that does not
+                clear them does as well where there are none: the second pass starts without any.
 
         Returns:
             The first loss, the one at w; None without a closure.
 
         Raises:
-            RuntimeError: called inside ``perturbed()``, or with a closure by a GradScaler, which unscales
-                before the closure has made gradients.
+            RuntimeError: called inside ``perturbed()``; with a closure by a GradScaler, which unscales before the
+                closure has made gradients; or with one that adds to gradients from before, which the second pass
+                could not make again.
             ValueError: a learning rate or weight decay is negative or not finite.
 
         Source: Foret et al. 2021, algorithm 1.
@@ -217,8 +213,8 @@ class SAM(OptimizerWrapper):
         loss = None if closure is None else self._both_passes(closure)
         gradients = any(p.grad is not None for p in self._parameters())
         counts = gradients and not self.idle
-        if counts and self.perturbation_due and not self._perturbed_before:
-            self._perturbed_before = True
+        if counts and self.perturbation_due and not self.progress.perturbed_before:
+            self.progress.perturbed_before = True
             warnings.warn(
                 "SAM.step() without a perturbation: this is the base optimizer's step. Compute the gradient "
                 "for it inside `with opt.perturbed():`, or pass a closure; to begin plainly pass start=.",
@@ -229,6 +225,7 @@ class SAM(OptimizerWrapper):
                 if parameter.grad is not None:
                     self._ema(parameter)
         self.base.step()
+        self.progress.gradient_is_there = False
         if counts:
             for group in self.param_groups:
                 group["sam_steps"] = int(group["sam_steps"]) + 1
@@ -306,8 +303,8 @@ class SAM(OptimizerWrapper):
             for m, g in zip(averages, gradients, strict=True):
                 newer = self.ascent_ema * m + (1.0 - self.ascent_ema) * (g / on(loss_scale, g))
                 m.copy_(torch.where(epsilon.finite.to(m.device), newer, m))
-        self._radius = epsilon.length
-        self._nonfinite = self._nonfinite + (~epsilon.finite).long()
+        self.progress.radius = epsilon.length
+        self.progress.nonfinite = self.progress.nonfinite + (~epsilon.finite).long()
         return parameters, epsilon
 
     def _foreach(self, tensors: list[Tensor]) -> bool:
@@ -316,11 +313,14 @@ class SAM(OptimizerWrapper):
 
     def _buffers(self, parameters: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
         """Room for a copy of the weights, kept from step to step: fresh memory costs more than the copy."""
+        buffers: dict[Tensor, Tensor] = self.progress.cache
         for parameter, weight in zip(parameters, weights, strict=True):
-            kept = self._kept.get(parameter)
-            if kept is None or (kept.dtype, kept.device) != (weight.dtype, weight.device):
-                self._kept[parameter] = torch.empty_like(weight)
-        return [self._kept[parameter] for parameter in parameters]
+            kept = buffers.get(parameter)
+            if kept is None or any(
+                getattr(kept, a) != getattr(weight, a) for a in ("shape", "dtype", "device")
+            ):
+                buffers[parameter] = torch.empty_like(weight)
+        return [buffers[parameter] for parameter in parameters]
 
     def _ema(self, parameter: Tensor) -> Tensor:
         """m, the running average of a parameter's gradients; at least float32, zero at first."""
@@ -332,29 +332,77 @@ class SAM(OptimizerWrapper):
         return average
 
     def _note(self, parameters: list[Tensor]) -> None:
-        if not self._perturbed_before and any(p.dtype is torch.bfloat16 for p in parameters):
+        if not self.progress.perturbed_before and any(p.dtype is torch.bfloat16 for p in parameters):
             warnings.warn(
                 "SAM over bfloat16 weights: rounding removes much of a small perturbation. Keep float32 "
                 "weights and compute under torch.autocast.",
                 stacklevel=5,
             )
-        self._perturbed_before = True
+        self.progress.perturbed_before = True
 
     def _both_passes(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():
+            if not self.perturbation_due or self.progress.gradient_is_there:
+                return closure()
             devices = {parameter.device for parameter in self._parameters()}
             before = random_state(devices)
-            loss = closure()
-            if self.perturbation_due:
-                after = random_state(devices)
-                with ExitStack() as second:
-                    second.enter_context(self.perturbed())
-                    if self.model is not None:
-                        second.enter_context(frozen_batch_stats(self.model))
-                    set_random_state(before)
-                    closure()
-                set_random_state(after)
+            with _cleared_by_the_closure(list(self._parameters())):
+                loss = closure()
+            after = random_state(devices)
+            with ExitStack() as second:
+                second.enter_context(self.perturbed())
+                if self.model is not None:
+                    second.enter_context(frozen_batch_stats(self.model))
+                set_random_state(before)
+                for parameter in self._parameters():
+                    parameter.grad = (
+                        None  # of the first pass, also where the closure itself does not clear it
+                    )
+                closure()
+            set_random_state(after)
         return loss
+
+
+@contextmanager
+def _cleared_by_the_closure(parameters: list[Tensor]) -> Iterator[None]:
+    """See that a closure does not add to gradients from before it: the second pass could not add to them again.
+
+    The smallest of these gradients is marked with a number that no gradient comes near. Cleared, it is gone; added to,
+    it is still there.
+
+    Args:
+        parameters: of the optimizer.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: the gradients from before are still part of the ones that are there.
+    """
+    marked = min(
+        (p for p in parameters if p.grad is not None and p.grad.layout is torch.strided and p.numel()),
+        key=Tensor.numel,
+        default=None,
+    )
+    if marked is None or marked.grad is None:
+        yield
+        return
+    gradient, kept = marked.grad, marked.grad.detach().clone()
+    mark = float(torch.finfo(gradient.dtype).max) ** 0.9
+    gradient.detach().fill_(mark)
+    try:
+        yield
+    finally:
+        there = marked.grad
+        survived = there is gradient and bool(((there > mark / 2) & there.isfinite()).all())
+        if survived:
+            gradient.detach().copy_(kept)
+    if survived:
+        raise RuntimeError(
+            "the closure adds to the gradients that were there before step(closure), and the second pass of SAM could "
+            "not make those again. Clear them at the beginning of the closure; to accumulate over batches, run all of "
+            "them once before and once inside `with opt.perturbed():`, then call step()."
+        )
 
 
 def _check_metric(metric: object) -> None:

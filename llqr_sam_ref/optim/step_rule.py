@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 import math
 import warnings
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from llqr_sam_ref.optim._random import random_state, set_random_state
 from llqr_sam_ref.optim.distributed.shards import Tensors, inner_products, is_sharded, placed_as, widen
+
+__all__: list[str] = []  # private: what LLQR does in a step
 
 
 def apply_rule(
@@ -143,57 +148,181 @@ def move(weights: Sequence[Tensor], moves: Sequence[Tensor], lr: float | Tensor,
 
 
 def check_update(base: Optimizer) -> None:
-    """See that a base can be asked for its update.
+    """See that a base can be asked for its update: by trying a copy of it on spare parameters.
 
-    Args:
-        base: the optimizer.
-
-    Raises:
-        ValueError: it has no learning rate, or its update depends on the weights.
-    """
-    name = type(base).__name__
-    if any("lr" not in group for group in base.param_groups):
-        raise ValueError(f"base={name} has no lr, which acts_on='update' needs; use acts_on='gradient'.")
-    if reads_weights(base):
-        raise ValueError(
-            f"base={name} makes its update from the weights, which acts_on='update' sets aside; use "
-            "acts_on='gradient' or another base."
-        )
-
-
-def reads_weights(base: Optimizer) -> bool:
-    """Whether the update of an optimizer depends on where the weights are, decay and learning rate apart.
-
-    A twin of the base takes two steps with the same gradients at zero and elsewhere. Adafactor's twin differs (its
-    steps are relative to the weights), SGD's and AdamW's do not.
+    The copy is asked at weights of zero with learning rate 1, as every step will ask it, and walks freely from
+    elsewhere with another learning rate. Both must make the same updates, the learning rate apart: so SGD's and Adam's
+    do, and those that look at the weights, average them or adapt to their own learning rate do not.
 
     Args:
         base: the optimizer; it is not touched.
 
-    Returns:
-        True if the updates differ; False also where no twin can be built to tell.
+    Raises:
+        ValueError: it has no learning rate, its update depends on the weights or the learning rate, or no copy of it
+            can be tried.
     """
-    group = base.param_groups[0]
-    known = inspect.signature(type(base)).parameters
-    options = {name: value for name, value in group.items() if name in known and name != "params"}
-    for name, value in {"lr": 1.0, "weight_decay": 0.0, "capturable": False, "fused": None}.items():
-        if name in options:
-            options[name] = value
-    updates = []
+    name = type(base).__name__
+    if any("lr" not in group for group in base.param_groups):
+        raise ValueError(f"base={name} has no lr, which acts_on='update' needs; use acts_on='gradient'.")
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        asked, walked = _tried(base, walking=False), _tried(base, walking=True)
+    except Exception as error:  # whatever a base of somebody else does when it is copied
+        raise ValueError(
+            f"base={name} cannot be tried on a spare parameter ({type(error).__name__}: {str(error)[:200]}), and "
+            "acts_on='update' has to know that its update does not depend on the weights; use acts_on='gradient'."
+        ) from error
+    for one, other in zip(asked, walked, strict=True):
+        size = float(one.abs().max())
+        if not math.isfinite(size) or not float((one - other).abs().max()) <= 1e-6 * size:
+            raise ValueError(
+                f"base={name} makes its update from the weights or from its own schedule, which acts_on='update' sets "
+                "aside; use acts_on='gradient' or another base."
+            )
+
+
+TRIAL_STEPS = 24  # longer than the period of bases that look up every few steps
+TRIAL_LR = 0.25
+
+
+def _tried(base: Optimizer, walking: bool) -> list[Tensor]:
+    """The updates that a copy of a base makes from given gradients, learning rate and decay taken out.
+
+    Args:
+        base: the optimizer.
+        walking: from weights that move on, or from zero every time.
+
+    Returns:
+        For every spare parameter its updates, step after step along the first axis.
+    """
+    lr = TRIAL_LR if walking else 1.0
+    devices = {p.device for group in base.param_groups for p in group["params"]}
+    streams = random_state(devices)
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            for place in (0.0, 3.0):
-                torch.manual_seed(0)
-                w = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
-                twin = type(base)([w], **options)
-                for turn in (1.0, -0.5):
-                    before = place * torch.linspace(-1, 2, 6, dtype=torch.float64).view(2, 3)
-                    w.detach().copy_(before)
-                    w.grad = turn * torch.linspace(-2, 1, 6, dtype=torch.float64).view(2, 3)
-                    twin.step()
-                updates.append(w.detach() - before)
-    except Exception:  # whatever a base of somebody else does when it is built from its group's entries
-        return False
-    gap = float((updates[0] - updates[1]).abs().max())
-    return math.isfinite(gap) and gap > 1e-9 * float(updates[0].abs().max())
+            torch.manual_seed(0)
+            copied, spares = _copied(base, lr)
+            w0, gradients = _walk_of_gradients(spares)
+            start = w0 if walking else [torch.zeros_like(w) for w in w0]
+            updates: list[list[Tensor]] = [[] for _ in spares]
+            torch._foreach_copy_([s.detach() for s in spares], start)
+            for now in gradients:
+                if not walking:
+                    torch._foreach_zero_([s.detach() for s in spares])
+                before = [s.detach().clone() for s in spares]
+                for spare, gradient in zip(spares, now, strict=True):
+                    spare.grad = gradient
+                copied.step()
+                for kept, spare, old in zip(updates, spares, before, strict=True):
+                    kept.append((spare.detach() - old) / lr)
+    finally:
+        set_random_state(streams)
+    return [torch.stack(kept) for kept in updates]
+
+
+def _walk_of_gradients(spares: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Weights, and gradients with a lasting direction; some of them at right angles to every row of the weights.
+
+    Where a base looks at the weights only under a condition (on their angle to the gradient, say), the condition holds
+    somewhere along this walk and fails elsewhere.
+
+    Args:
+        spares: parameters, for their shapes.
+
+    Returns:
+        Weights, one tensor per parameter, and the gradients of each step.
+    """
+    numbers = torch.Generator().manual_seed(0)
+
+    def draw(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=numbers, dtype=like.dtype).to(like.device)
+
+    weights, lasting = [draw(s) for s in spares], [draw(s) for s in spares]
+    gradients = []
+    for step in range(TRIAL_STEPS):
+        now = [mean + 0.5 * draw(mean) for mean in lasting]
+        if step % 3 == 0:
+            rows = [(w.reshape(len(w), -1) if w.ndim > 1 else w.reshape(1, -1)) for w in weights]
+            flat = [g.reshape(w.shape) for g, w in zip(now, rows, strict=True)]
+            along = [
+                (g * w).sum(1, keepdim=True) / w.square().sum(1, keepdim=True)
+                for g, w in zip(flat, rows, strict=True)
+            ]
+            now = [
+                (g - a * w).reshape(like.shape) if w.shape[1] > 1 else g.reshape(like.shape)
+                for g, a, w, like in zip(flat, along, rows, spares, strict=True)
+            ]
+        gradients.append(now)
+    return weights, gradients
+
+
+def _copied(base: Optimizer, lr: float) -> tuple[Optimizer, list[Tensor]]:
+    """A base as it was built, on small float64 parameters of the same numbers of axes, without decay.
+
+    Every attribute is copied, those of optimizers inside it too, but for hooks, a step that a scheduler patched, and
+    state.
+
+    Args:
+        base: the optimizer.
+        lr: learning rate of the copy.
+
+    Returns:
+        The copy, and its parameters.
+    """
+    memo: dict[int, Any] = {}
+    spares: list[Tensor] = []
+    for group in base.param_groups:
+        smallest: dict[int, Tensor] = {}
+        for parameter in group["params"]:
+            smallest.setdefault(parameter.ndim, parameter)
+        for parameter in smallest.values():
+            shape = [min(side, 3) for side in parameter.shape]
+            device = None if parameter.device.type == "meta" else parameter.device
+            spare = torch.zeros(shape, dtype=torch.float64, device=device, requires_grad=True)
+            memo[id(parameter)] = spare
+            spares.append(spare)
+        for parameter in group["params"]:
+            memo.setdefault(id(parameter), None)
+    for inner in _optimizers_in(base):
+        memo[id(inner.state)] = defaultdict(dict)
+    copied: Optimizer = _deep_copied(base, memo)
+    mine = set(map(id, spares))
+    for inner in _optimizers_in(copied):
+        inner.defaults["differentiable"] = False
+        for group in inner.param_groups:
+            group["params"][:] = [p for p in group["params"] if id(p) in mine]
+            wanted = {
+                "lr": lr,
+                "weight_decay": 0.0,
+                "capturable": False,
+                "fused": None,
+                "differentiable": False,
+            }
+            group.update({name: value for name, value in wanted.items() if name in group})
+    return copied, spares
+
+
+def _optimizers_in(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer and those that it holds as attributes."""
+    nested: list[Optimizer] = []
+    waiting = [optimizer]
+    while waiting:
+        here = waiting.pop()
+        if all(here is not other for other in nested):
+            nested.append(here)
+            waiting += [value for value in vars(here).values() if isinstance(value, Optimizer)]
+    return nested
+
+
+def _deep_copied(optimizer: Optimizer, memo: dict[int, Any]) -> Any:
+    """All attributes, which torch's own way of copying leaves out."""
+    twin = object.__new__(type(optimizer))
+    memo[id(optimizer)] = twin
+    for name, value in vars(optimizer).items():
+        if name.endswith("_hooks"):
+            twin.__dict__[name] = OrderedDict()
+        elif isinstance(value, Optimizer):
+            twin.__dict__[name] = memo[id(value)] if id(value) in memo else _deep_copied(value, memo)
+        elif name not in {"step", "_opt_called"}:
+            twin.__dict__[name] = copy.deepcopy(value, memo)
+    return twin

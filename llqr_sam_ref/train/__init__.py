@@ -11,6 +11,8 @@ The same from Python:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llqr_sam_ref.errors import needs
+
 if TYPE_CHECKING:
     from llqr_sam_ref.train.config import TrainConfig as TrainConfig
     from llqr_sam_ref.train.presets import configured as configured
@@ -31,8 +33,10 @@ def __getattr__(name: str) -> Any:
         The class or function of that name.
 
     Raises:
+        MissingPackageError: torch is not installed.
         AttributeError: there is no public name ``name``.
     """
     if name in _NAMES:
+        needs("torch", "train")
         return getattr(import_module(_NAMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from llqr_sam_ref.errors import UserError
+
 DRAWS = 6
 Uniforms = Float[Tensor, "n 6"]
 
@@ -31,11 +33,11 @@ def crop_and_flip(
         Images of the same shape and type.
 
     Raises:
-        ValueError: the padding is as large as the image.
+        UserError: the padding is as large as the image.
     """
     n, _, height, width = images.shape
     if padding >= min(height, width):
-        raise ValueError(
+        raise UserError(
             f"crop_padding={padding} is not less than the {height} by {width} pixels of an image; pass less."
         )
     uniforms = uniforms.to(images.device)

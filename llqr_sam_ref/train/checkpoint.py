@@ -18,12 +18,14 @@ from typing import Any, BinaryIO
 
 import torch
 
+from llqr_sam_ref.errors import RunError
+
 FORMAT, VERSION = "llqr_sam_ref run", 1
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 KEYS = ("config", "step", "model", "optimizer", "scaler", "meters", "history", "seconds")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint cannot be written or read."""
 
 
@@ -96,9 +98,9 @@ def load(folder: Path, say: Callable[[str], object]) -> dict[str, Any] | None:
     """
     # Between the two renames of save() the newest has its first name still.
     paths = [folder / name for name in (NAME, ".checkpoint.new.pt", PREVIOUS)]
-    found = [path for path in paths if path.exists()]
+    existing = [path for path in paths if path.exists()]
     problems = []
-    for path in found:
+    for path in existing:
         try:
             content = read(path)
         except CheckpointError as error:
@@ -112,6 +114,24 @@ def load(folder: Path, say: Callable[[str], object]) -> dict[str, Any] | None:
             " ".join(problems) + f" Restore one, or start anew in another folder than {folder}."
         )
     return None
+
+
+def kept(folder: Path) -> str:
+    """What is left of a run that was broken off, in words.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        A sentence.
+    """
+    try:
+        content = load(folder, lambda text: None)
+    except CheckpointError as error:
+        return str(error)
+    if content is None:
+        return f"no checkpoint was written to {folder} yet."
+    return f"{folder} has the checkpoint of step {content['step']}; the same command goes on from it."
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -135,8 +155,8 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        asks = f"it asks for {found[1]}" if found else "it is no plain data"
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f"it asks for {code[1]}" if code else "it is no plain data"
         raise CheckpointError(f"{path} is not a checkpoint of a run: {asks}.") from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0][:200]

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from llqr_sam_ref.errors import check_choice
-from llqr_sam_ref.train import compare as comparing
-from llqr_sam_ref.train import record
-from llqr_sam_ref.train.config import OPTIMIZERS, TrainConfig
+from llqr_sam_ref.errors import RunError, UserError, check_choice, needs
+from llqr_sam_ref.train.config import TrainConfig
+from llqr_sam_ref.train.methods import METHODS
 
 PROGRAM = "python -m llqr_sam_ref"
 HELP = f"""{PROGRAM} COMMAND ...
@@ -58,14 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         return commands[check_choice("command", given[0], commands)](given)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # whoever read the output, `head` for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the run's last checkpoint is as it was.", file=sys.stderr)
@@ -73,30 +73,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(given: list[str]) -> int:
-    from llqr_sam_ref.train import checkpoint, presets
+    needs("torch", "train")
+    from llqr_sam_ref.train import checkpoint, presets, record
+    from llqr_sam_ref.train.earlier import as_now
     from llqr_sam_ref.train.run import Stopped, train
 
     commands = _commands()
-    words = _early(given[1:], ("preset", "optimizer", "base", "out"))
-    wants_help = {"-h", "--help"} & set(given)
-    if words["preset"] is not None:
-        default = presets.configured(words["preset"], words["optimizer"], words["base"])
-    elif "--resume" in given and words["out"] is not None:
-        saved = checkpoint.load(Path(words["out"]), lambda text: print(text, file=sys.stderr))
+    early = commands.early(given[1:])
+    if early.preset is not None:
+        default = presets.configured(early.preset, early.optimizer, early.base)
+    elif early.resume and early.out is not None:
+        saved = checkpoint.load(Path(early.out), lambda text: print(text, file=sys.stderr))
         if saved is None:
-            raise ValueError(f"--resume but {words['out']} has no checkpoint; pass the folder of a run.")
-        default = TrainConfig.from_flat(saved["config"])
-    elif wants_help:
+            raise UserError(f"--resume but {early.out} has no checkpoint; pass the folder of a run.")
+        default = as_now(saved["config"], early.out)
+    elif {"-h", "--help"} & set(given):
         default = TrainConfig()
     else:
-        raise ValueError(f"no preset; pass --preset NAME, one of {sorted(presets.PRESETS)}.")
-    command = commands.training(words["out"], default, f"{PROGRAM} train", given[1:])
+        raise UserError(f"no preset; pass --preset NAME, one of {sorted(presets.PRESETS)}.")
+    command = commands.training(early.out, default, f"{PROGRAM} train", given[1:])
     try:
         result = train(command.config, command.out, arguments=given, resume=command.resume)
     except Stopped as stopped:
         if _first():
             print(stopped, file=sys.stderr)
         return 130
+    except (UserError, RunError, BrokenPipeError):
+        raise
+    except Exception:
+        traceback.print_exc()
+        if _first():
+            print(checkpoint.kept(Path(command.out)), file=sys.stderr)
+        return 1
     path = Path(command.out) / record.NAME
     if _first():
         print(f"accuracy={result['result']['accuracy']:.4f} record={path}", flush=True)
@@ -104,6 +112,7 @@ def _train(given: list[str]) -> int:
 
 
 def _evaluate(given: list[str]) -> int:
+    needs("torch", "train")
     from llqr_sam_ref.train.evaluation import evaluate
 
     command = _commands().parsed(_commands().EvaluateCommand, f"{PROGRAM} evaluate", given[1:])
@@ -113,13 +122,15 @@ def _evaluate(given: list[str]) -> int:
 
 
 def _presets(given: list[str]) -> int:
-    from llqr_sam_ref.train.models import MODELS
     from llqr_sam_ref.train.presets import PRESETS, configured
 
     command = _commands().parsed(_commands().PresetsCommand, f"{PROGRAM} presets", given[1:])
     if command.optimizers:
-        _columns(OPTIMIZERS)
+        _columns({name: method.about for name, method in METHODS.items()})
     elif command.models:
+        needs("torch", "train")
+        from llqr_sam_ref.train.models import MODELS
+
         print("\n".join((*MODELS, "package:function")))
     elif command.name is None:
         _columns({name: preset.about for name, preset in PRESETS.items()})
@@ -137,11 +148,15 @@ def _presets(given: list[str]) -> int:
 
 
 def _compare(given: list[str]) -> int:
+    needs("torch", "train")
+    from llqr_sam_ref.train import compare, record
+
     command = _commands().parsed(_commands().CompareCommand, f"{PROGRAM} compare", given[1:])
     records = {name: record.read(name) for name in command.runs}
     if not records:
-        raise ValueError("no runs; pass the folders or records of finished runs.")
-    print(comparing.text(comparing.table(records, command.target)))
+        raise UserError("no runs; pass the folders or records of finished runs.")
+    print(compare.text(compare.table(records, command.target)))
+    needs("matplotlib", "train")
     from llqr_sam_ref.train.plots import draw
 
     print(f"picture={draw(records, Path(command.out))}")
@@ -150,22 +165,10 @@ def _compare(given: list[str]) -> int:
 
 def _commands() -> ModuleType:
     """The module that reads options, which needs tyro."""
-    try:
-        from llqr_sam_ref.train import commands
-    except ImportError as error:
-        raise ValueError(f"the command line needs {error.name}; `pip install llqr-sam-ref[train]`.") from None
+    needs("tyro", "train")
+    from llqr_sam_ref.train import commands
+
     return commands
-
-
-def _early(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
-    """Values of some flags before the rest is read: they decide the defaults of the rest."""
-    found: dict[str, str | None] = dict.fromkeys(names)
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
-        flag, equals, value = argument.partition("=")
-        name = flag.removeprefix("--")
-        if flag.startswith("--") and name in found:
-            found[name] = value if equals else following
-    return found
 
 
 def _first() -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 from tyro.conf import Positional
 
-from llqr_sam_ref.train.config import TrainConfig
+from llqr_sam_ref.errors import UserError
+from llqr_sam_ref.train.config import GROUPS, TrainConfig
+from llqr_sam_ref.train.fields import incomplete, refusal
 
 Command = TypeVar("Command")
 
@@ -33,6 +36,25 @@ class TrainCommand:
     preset: str | None = None
     resume: bool = False
     config: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Early:
+    """Options of ``train`` that decide the defaults of the others.
+
+    Args:
+        preset: see TrainCommand.
+        optimizer: see OptimizerConfig.
+        base: see OptimizerConfig.
+        out: see TrainCommand.
+        resume: see TrainCommand.
+    """
+
+    preset: str | None = None
+    optimizer: str | None = None
+    base: str | None = None
+    out: str | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,11 @@ def parsed(kind: type[Command], program: str, arguments: Sequence[str], **defaul
     return command
 
 
+def early(arguments: Sequence[str]) -> Early:
+    """Read the options of ``train`` that decide the defaults of the others, and leave all others alone."""
+    return _known(Early, arguments)
+
+
 def training(out: str | None, config: TrainConfig, program: str, arguments: Sequence[str]) -> TrainCommand:
     """Read the options of ``train``, with a preset's settings as defaults.
 
@@ -111,5 +138,38 @@ def training(out: str | None, config: TrainConfig, program: str, arguments: Sequ
 
     Returns:
         The command.
+
+    Raises:
+        UserError: an option is given that nothing reads.
     """
-    return parsed(TrainCommand, program, arguments, out=tyro.MISSING if out is None else out, config=config)
+    folder: Any = tyro.MISSING if out is None else out
+    with incomplete():  # what the preset has, and the given options make unread, is not the user's mistake
+        command = parsed(TrainCommand, program, arguments, out=folder, config=config)
+    usual, given = config.flat(), command.config.flat()
+    chosen = config.replace(**{name: value for name, value in given.items() if value != usual[name]})
+    _check_read(chosen, arguments)
+    return dataclasses.replace(command, config=chosen)
+
+
+def _check_read(config: TrainConfig, arguments: Sequence[str]) -> None:
+    """Refuse options that nothing reads, also where they say what is the default anyway."""
+    reasons: dict[str, str] = {}
+    kinds: list[tuple[str, Any, Any]] = []
+    for name, group in GROUPS.items():
+        hints, settings = get_type_hints(group), vars(getattr(config, name))
+        for setting in settings:
+            reason = group.missing_reader(setting, settings)
+            if reason is not None and hints[setting] is not bool:  # a flag says nothing else than its default
+                reasons[setting] = reason
+                kinds.append((setting, hints[setting] | None, None))
+    given = vars(_known(dataclasses.make_dataclass("Unread", kinds), arguments))
+    for setting, value in given.items():
+        if value is not None:
+            raise UserError(refusal(setting, value, reasons[setting]))
+
+
+def _known(kind: type[Command], arguments: Sequence[str]) -> Command:
+    """The options of a class that are among others."""
+    flat = (tyro.conf.OmitArgPrefixes,)
+    command, _ = tyro.cli(kind, args=arguments, config=flat, return_unknown_args=True, add_help=False)
+    return command

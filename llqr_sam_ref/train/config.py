@@ -1,6 +1,7 @@
 """What a run is told: frozen groups of settings with one flat name space, checked before anything is built.
 
-Every setting has one name, used for the command line's flag, the preset's entry, the checkpoint and the record.
+Every setting has one name, used for the command line's flag, the preset's entry, the checkpoint and the record. What a
+setting may be, where it is read, and whether it may change when a run goes on, stands at its field.
 """
 
 from __future__ import annotations
@@ -10,30 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llqr_sam_ref.errors import check_choice, check_count, check_number, unknown_name
+from llqr_sam_ref.errors import UserError, check_choice, unknown_name
+from llqr_sam_ref.train.fields import Settings, Where, anything, choice, count, either, number, rules
+from llqr_sam_ref.train.methods import METHODS, bases, llqr_config, missing_reader
+from llqr_sam_ref.train.sources import SOURCES
 
-OPTIMIZERS: dict[str, str] = {
-    "sgd": "stochastic gradient descent with momentum",
-    "adamw": "Adam with decoupled decay",
-    "muon": "orthogonalized momentum for matrices and convolutions, AdamW for the rest",
-    "sam": "the gradient at w + rho g/|g| for the base",
-    "m-sam": "SAM in the metric I + alpha^2 g g^T",
-    "asam": "SAM in the metric diag(|w| + eta)^-2",
-    "fisher-sam": "SAM in the metric diag(g^2 + eta)",
-    "friendly-sam": "SAM along g minus its running average",
-    "llqr": "the learned preconditioner over the base, in the form that the book defends",
-    "llqr-published": "the same as the authors' code has it",
-    "llqr-reported": "the same with the numbers that others report from the paper",
-    "llqr-sam": "SAM over llqr, with U^-1 as the metric",
-    "llqr-published-sam": "SAM over llqr-published",
-    "llqr-reported-sam": "SAM over llqr-reported",
-}
-BASES = ("sgd", "adamw", "muon")
 AUGMENTATIONS = ("crop", "flip", "cutout")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """What is trained.
 
     Args:
@@ -41,12 +28,12 @@ class ModelConfig:
         model_args: its keyword arguments as key=value, for example width=16 norm=group hidden=64,64.
     """
 
-    model: str = "mlp"
-    model_args: tuple[str, ...] = ()
+    model: str = anything("mlp")
+    model_args: tuple[str, ...] = anything(())
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """What it is trained on.
 
     Args:
@@ -65,101 +52,126 @@ class DataConfig:
         label_noise: share of training labels (captions, for pairs) replaced by random ones, in [0, 1].
     """
 
-    data: str = "digits"
-    data_path: str | None = None
-    data_args: tuple[str, ...] = ()
-    download: bool = False
-    train_examples: int | None = None
-    test_examples: int | None = None
-    holdout: int = 0
-    augment: tuple[str, ...] = ()
-    crop_padding: int = 4
-    cutout_size: int = 16
-    cutout_probability: float = 0.5
-    label_smoothing: float = 0.0
-    label_noise: float = 0.0
+    data: str = choice("digits", SOURCES)
+    data_path: str | None = anything(None, free=True)
+    data_args: tuple[str, ...] = anything(())
+    download: bool = anything(False, free=True)
+    train_examples: int | None = count(None)
+    test_examples: int | None = count(None)
+    holdout: int = count(0, low=0)
+    augment: tuple[str, ...] = choice((), AUGMENTATIONS)
+    crop_padding: int = count(4, low=0, only=Where("augment", ("crop",)))
+    cutout_size: int = count(16, low=0, only=Where("augment", ("cutout",)))
+    cutout_probability: float = number(0.5, low=0.0, high=1.0, only=Where("augment", ("cutout",)))
+    label_smoothing: float = number(0.0, low=0.0, high=1.0, open_high=True)
+    label_noise: float = number(0.0, low=0.0, high=1.0)
+
+    @classmethod
+    def missing_reader(cls, name: str, settings: Mapping[str, Any]) -> str | None:
+        """What the field says, and what the data set reads of the settings that not all of them read."""
+        readers = [data for data, source in SOURCES.items() if name in source.reads]
+        if readers and settings["data"] not in readers:
+            return f"by data={settings['data']!r}; leave it out, or pass data={either(readers)}"
+        return super().missing_reader(name, settings)
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """How it is trained.
+class OptimizerConfig(Settings):
+    """How it is trained. A method reads what its row in the table of methods names; see train/methods.py.
 
     Args:
         optimizer: the method; `python -m llqr_sam_ref presets --optimizers` lists all.
         base: sgd, adamw or muon: what takes the step under a SAM or an LLQR.
-        lr: largest learning rate; root mean square of a step for llqr and llqr-sam.
-        momentum: of sgd and muon.
+        lr: largest learning rate; for llqr and llqr-sam the largest root mean square of a step.
+        momentum: decay of the momentum of sgd and muon, in [0, 1).
         nesterov: whether sgd looks ahead.
-        betas: of adamw.
-        weight_decay: added to the gradient by sgd; decoupled in adamw, muon, llqr and llqr-sam.
+        betas: decays of the two averages of adamw, in [0, 1).
+        weight_decay: share of the weights that sgd adds to the gradient; decoupled in adamw, muon, llqr, llqr-sam.
         decay: whether "all" parameters decay or "matrices" only (no norms, no biases).
         clip_norm: largest norm of the gradient that the base gets; None for no clip.
-        rho: radius of the perturbation, in weights.
+        rho: radius of the perturbation, a length in the space of the weights.
         sam_every: perturb at every so many steps only.
         sam_start: steps before the first perturbation.
         norm: "dual" or "euclidean" length of the perturbation; None for the metric's own.
-        ascent_ema: decay of the average that friendly-sam subtracts.
+        ascent_ema: decay, in [0, 1), of the average that friendly-sam subtracts.
         alpha: strength of m-sam's metric.
         asam_eta: added to |w| by asam.
         fisher_eta: added to g^2 by fisher-sam.
-        own_perturbation: every worker perturbs by its own gradient instead of the common one.
-        llqr: settings of LLQRConfig as key=value, over those of the method, for example every=20.
-        probe_size: examples in a probe batch, over all workers.
+        own_perturbation: every process perturbs by its own gradient instead of the common one.
+        llqr: settings of LLQRConfig and of its solver as key=value, over those of the method, for example every=20;
+            solver=inner-loop or solver=closed-form takes the other solver.
+        probe_size: examples in a probe batch, over all processes.
     """
 
-    optimizer: str = "sgd"
-    base: str = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9
-    nesterov: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    decay: str = "all"
-    clip_norm: float | None = None
-    rho: float = 0.05
-    sam_every: int = 1
-    sam_start: int = 0
-    norm: str | None = None
-    ascent_ema: float = 0.9
-    alpha: float = 1.0
-    asam_eta: float = 0.01
-    fisher_eta: float = 0.1
-    own_perturbation: bool = False
-    llqr: tuple[str, ...] = ()
-    probe_size: int = 128
+    optimizer: str = choice("sgd", METHODS)
+    base: str = anything("sgd")
+    lr: float = number(0.05, low=0.0, open_low=True)
+    momentum: float = number(0.9, low=0.0, high=1.0, open_high=True)
+    nesterov: bool = anything(False)
+    betas: tuple[float, float] = number((0.9, 0.999), low=0.0, high=1.0, open_high=True)
+    weight_decay: float = number(0.0, low=0.0)
+    decay: str = choice("all", ("all", "matrices"))
+    clip_norm: float | None = number(None, low=0.0, open_low=True)
+    rho: float = number(0.05, low=0.0)
+    sam_every: int = count(1)
+    sam_start: int = count(0, low=0)
+    norm: str | None = choice(None, ("dual", "euclidean"))
+    ascent_ema: float = number(0.9, low=0.0, high=1.0, open_high=True)
+    alpha: float = number(1.0, low=0.0)
+    asam_eta: float = number(0.01, low=0.0)
+    fisher_eta: float = number(0.1, low=0.0)
+    own_perturbation: bool = anything(False)
+    llqr: tuple[str, ...] = anything(())
+    probe_size: int = count(128)
+
+    def check(self) -> None:
+        """See that every value is allowed and read, those for LLQR among them."""
+        super().check()
+        llqr_config(self)
+
+    @classmethod
+    def check_values(cls, settings: Mapping[str, Any]) -> None:
+        """See that every value is allowed, and that the base is one."""
+        super().check_values(settings)
+        check_choice("base", settings["base"], bases())
+
+    @classmethod
+    def missing_reader(cls, name: str, settings: Mapping[str, Any]) -> str | None:
+        """What the method and its base are made of says what they read."""
+        return missing_reader(name, settings["optimizer"], settings["base"])
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Settings):
     """How long, and with which learning rate when.
 
     Args:
         epochs: passes over the training examples.
-        batch_size: examples a step, over all workers and accumulated parts.
-        accumulate: parts that a worker's share is cut into, to save memory.
+        batch_size: examples per step, over all processes and accumulated parts.
+        accumulate: parts that a process's share is cut into, to save memory.
         schedule: cosine, step, inverse-sqrt or constant.
         warmup: linear rise at the beginning: steps ("4000"), epochs ("5ep") or a share of the run ("5%").
         warmup_from: learning rate where the rise begins.
         milestones: epochs at which the step schedule multiplies by the factor.
-        factor: of the step schedule.
-        final_lr: where the cosine ends.
+        factor: what the step schedule multiplies the learning rate by.
+        final_lr: learning rate where the cosine ends.
         seed: of the weights' start, the data order, augmentation, dropout and probes.
     """
 
-    epochs: int = 10
-    batch_size: int = 128
-    accumulate: int = 1
-    schedule: str = "cosine"
-    warmup: str = "0"
-    warmup_from: float = 0.0
-    milestones: tuple[float, ...] = ()
-    factor: float = 0.1
-    final_lr: float = 0.0
-    seed: int = 0
+    epochs: int = count(10)
+    batch_size: int = count(128)
+    accumulate: int = count(1)
+    schedule: str = choice("cosine", ("cosine", "step", "inverse-sqrt", "constant"))
+    warmup: str = anything("0")
+    warmup_from: float = number(0.0, low=0.0, only=Where("warmup", ("0",), but=True))
+    milestones: tuple[float, ...] = number((), low=0.0, only=Where("schedule", ("step",)))
+    factor: float = number(0.1, low=0.0, only=Where("schedule", ("step",)))
+    final_lr: float = number(0.0, low=0.0, only=Where("schedule", ("cosine",)))
+    seed: int = count(0, low=0)
 
 
 @dataclass(frozen=True)
-class MachineConfig:
+class MachineConfig(Settings):
     """On what.
 
     Args:
@@ -173,18 +185,18 @@ class MachineConfig:
         workers: threads that decode images (imagenet only).
     """
 
-    device: str = "auto"
-    precision: str = "float32"
-    tf32: bool = True
-    channels_last: bool = False
-    compile: bool = False
-    parallel: str = "ddp"
-    deterministic: bool = False
-    workers: int = 8
+    device: str = anything("auto", free=True)
+    precision: str = choice("float32", ("float32", "float64", "bf16", "fp16"))
+    tf32: bool = anything(True)
+    channels_last: bool = anything(False)
+    compile: bool = anything(False)
+    parallel: str = choice("ddp", ("ddp", "fsdp"))
+    deterministic: bool = anything(False, free=True)
+    workers: int = count(8, low=0, free=True)
 
 
 @dataclass(frozen=True)
-class WatchConfig:
+class WatchConfig(Settings):
     """What is shown and kept.
 
     Args:
@@ -198,14 +210,14 @@ class WatchConfig:
         sharpness_rho: radius at which SAM's sharpness is reported.
     """
 
-    eval_batch_size: int = 1000
-    eval_every: int = 1
-    log_every: int = 0
-    checkpoint_every: int = 0
-    progress: bool = True
-    tensorboard: bool = True
-    sharpness_examples: int = 256
-    sharpness_rho: float = 0.05
+    eval_batch_size: int = count(1000, free=True)
+    eval_every: int = count(1)
+    log_every: int = count(0, low=0, free=True)
+    checkpoint_every: int = count(0, low=0, free=True)
+    progress: bool = anything(True, free=True)
+    tensorboard: bool = anything(True, free=True)
+    sharpness_examples: int = count(256, low=0, free=True)
+    sharpness_rho: float = number(0.05, low=0.0, free=True, only=Where("sharpness_examples", (0,), but=True))
 
 
 @dataclass(frozen=True)
@@ -221,7 +233,7 @@ class TrainConfig:
         watch: what is shown and kept.
 
     Raises:
-        ValueError: a setting has a value that is not allowed.
+        UserError: a setting has a value that is not allowed, or differs from its default where nothing reads it.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -231,11 +243,12 @@ class TrainConfig:
     machine: MachineConfig = field(default_factory=MachineConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
 
-    def __post_init__(self) -> None:
-        check(self)
-
     def replace(self, **settings: Any) -> TrainConfig:
         """A copy with some settings changed.
+
+        A setting that is not among them and that the copy no longer reads goes back to its default: over
+        ``optimizer="sam", rho=0.1``, ``replace(optimizer="sgd")`` drops rho, and ``replace(optimizer="sgd", rho=0.1)``
+        is refused.
 
         Args:
             **settings: by their flat names; lists are taken for tuples.
@@ -244,18 +257,12 @@ class TrainConfig:
             The new configuration.
 
         Raises:
-            ValueError: a name is unknown or a value not allowed.
+            UserError: a name is unknown, a value is not allowed, or nothing reads a setting.
         """
-        groups: dict[str, dict[str, Any]] = {}
-        for name, value in settings.items():
-            if name not in GROUP_OF:
-                raise ValueError(unknown_name("setting", name, GROUP_OF))
-            as_tuple = tuple(value) if isinstance(value, list) else value
-            groups.setdefault(GROUP_OF[name], {})[name] = as_tuple
-        changed = {
-            group: dataclasses.replace(getattr(self, group), **values) for group, values in groups.items()
-        }
-        return dataclasses.replace(self, **changed)
+        return dataclasses.replace(
+            self,
+            **{group: getattr(self, group).replaced(values) for group, values in _by_group(settings).items()},
+        )
 
     def flat(self) -> dict[str, Any]:
         """All settings by name, as JSON would give them back (tuples as lists)."""
@@ -270,72 +277,39 @@ class TrainConfig:
         """The configuration that ``flat()`` described."""
         return cls().replace(**values)
 
+    @classmethod
+    def fitting(cls, settings: Mapping[str, Any]) -> TrainConfig:
+        """The configuration with these settings; those that nothing reads are left at their defaults.
 
-GROUP_OF: dict[str, str] = {
-    setting.name: group.name
+        Args:
+            settings: by their flat names; lists are taken for tuples.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            UserError: a name is unknown or a value is not allowed.
+        """
+        groups: dict[str, Any] = {
+            group: GROUPS[group].fitting(values) for group, values in _by_group(settings).items()
+        }
+        return cls(**groups)
+
+
+GROUPS: dict[str, type[Settings]] = {
+    group.name: group.default_factory  # type: ignore[misc]
     for group in dataclasses.fields(TrainConfig)
-    for setting in dataclasses.fields(group.default_factory)  # type: ignore[arg-type]
 }
+GROUP_OF: dict[str, str] = {name: group for group, kind in GROUPS.items() for name in rules(kind)}
 
 # What may differ between a run and its continuation: where files lie, and what only shows or speeds things up.
-FREE = frozenset({
-    *("data_path", "download", "device", "workers", "eval_batch_size", "log_every", "checkpoint_every"),
-    *("progress", "tensorboard", "deterministic", "sharpness_examples", "sharpness_rho"),
-})
+FREE = frozenset(name for kind in GROUPS.values() for name, rule in rules(kind).items() if rule.free)
 
 
-def check(config: TrainConfig) -> None:
-    """Check what can be checked without data and model.
-
-    Args:
-        config: what the run is told.
-
-    Raises:
-        ValueError: a setting has a value that is not allowed; the message names the setting.
-    """
-    values = config.flat()
-    choices: dict[str, tuple[str, ...]] = {
-        "optimizer": tuple(OPTIMIZERS),
-        "base": BASES,
-        "decay": ("all", "matrices"),
-        "schedule": ("cosine", "step", "inverse-sqrt", "constant"),
-        "precision": ("float32", "float64", "bf16", "fp16"),
-        "parallel": ("ddp", "fsdp"),
-    }
-    for name, allowed in choices.items():
-        check_choice(name, values[name], allowed)
-    for augmentation in values["augment"]:
-        check_choice("augment", augmentation, AUGMENTATIONS)
-    if values["norm"] is not None:
-        check_choice("norm", values["norm"], ("dual", "euclidean"))
-    positive = (
-        "epochs",
-        "batch_size",
-        "accumulate",
-        "sam_every",
-        "probe_size",
-        "eval_batch_size",
-        "eval_every",
-    )
-    natural = ("sam_start", "crop_padding", "cutout_size", "workers", "log_every", "checkpoint_every", "seed")
-    for name in positive:
-        check_count(name, values[name])
-    for name in (*natural, "sharpness_examples", "holdout"):
-        check_count(name, values[name], low=0)
-    for name in ("train_examples", "test_examples"):
-        if values[name] is not None:
-            check_count(name, values[name])
-    nonnegative = ("weight_decay", "rho", "alpha", "asam_eta", "warmup_from", "factor", "final_lr")
-    for name in (*nonnegative, "fisher_eta", "sharpness_rho"):
-        check_number(name, values[name], low=0.0)
-    check_number("lr", values["lr"], low=0.0, open_low=True)
-    if values["clip_norm"] is not None:
-        check_number("clip_norm", values["clip_norm"], low=0.0, open_low=True)
-    for name in ("momentum", "ascent_ema", "label_smoothing"):
-        check_number(name, values[name], low=0.0, high=1.0, open_high=True)
-    for beta in values["betas"]:
-        check_number("betas", beta, low=0.0, high=1.0, open_high=True)
-    for name in ("cutout_probability", "label_noise"):
-        check_number(name, values[name], low=0.0, high=1.0)
-    for epoch in values["milestones"]:
-        check_number("milestones", epoch, low=0.0)
+def _by_group(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        if name not in GROUP_OF:
+            raise UserError(unknown_name("setting", name, GROUP_OF))
+        groups.setdefault(GROUP_OF[name], {})[name] = tuple(value) if isinstance(value, list) else value
+    return groups

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.train import checkpoint
-from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import load_data
+from llqr_sam_ref.train.earlier import as_now
 from llqr_sam_ref.train.loop import Trainer
-from llqr_sam_ref.train.ranks import Ranks, device_of
+from llqr_sam_ref.train.ranks import RunRanks, device_of
 
 
 def evaluate(run: str | Path, data_path: str | None = None, device: str = "auto") -> dict[str, Any]:
@@ -27,21 +28,21 @@ def evaluate(run: str | Path, data_path: str | None = None, device: str = "auto"
         {"loss", "accuracy", "step"}.
 
     Raises:
-        ValueError: there is no checkpoint, or it does not fit the data.
+        UserError: there is no checkpoint, or it does not fit the data.
     """
     saved = checkpoint.load(Path(run), print)
     if saved is None:
-        raise ValueError(f"{run} has no checkpoint; pass the folder of a run.")
-    config = TrainConfig.from_flat(saved["config"])
+        raise UserError(f"{run} has no checkpoint; pass the folder of a run.")
+    config = as_now(saved["config"], run)
     if data_path is not None:
         config = config.replace(data_path=data_path)
     machine = dataclasses.replace(config.machine, parallel="ddp", compile=False)
     config = dataclasses.replace(config, machine=machine, optimizer=type(config.optimizer)())
-    here = Ranks(device=device_of(device))
+    here = RunRanks(device=device_of(device))
     dtype = torch.float64 if machine.precision == "float64" else torch.float32
     trainer = Trainer(config, load_data(config.data, here.device, dtype, machine.workers), here)
     try:
         trainer.model.load_state_dict(saved["model"])
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint in {run} does not fit the data or the code: {error}") from error
+        raise UserError(f"the checkpoint in {run} does not fit the data or the code: {error}") from error
     return {**trainer.evaluate(), "step": saved["step"]}

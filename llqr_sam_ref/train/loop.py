@@ -13,20 +13,21 @@ goes on from a checkpoint goes on bit for bit.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.optim import SAM, frozen_batch_stats
 from llqr_sam_ref.train import seeds
 from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import IGNORED, Batch, Data
 from llqr_sam_ref.train.models import build_model
-from llqr_sam_ref.train.optimizers import build_optimizer
-from llqr_sam_ref.train.ranks import Ranks, parallelized
+from llqr_sam_ref.train.optimizers import build_optimizer, refused
+from llqr_sam_ref.train.ranks import RunRanks, parallelized
 from llqr_sam_ref.train.schedule import learning_rate
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,33 +36,56 @@ SMALLEST_SCALE = (
 )  # of the loss under fp16: a scaler that went below it found no finite gradient for long
 
 
+class Observer:
+    """Watches training steps; a subclass looks at the trainer it is given, and changes nothing."""
+
+    def first_pass(self, trainer: Trainer) -> None:
+        """``.grad`` holds the gradients at w."""
+
+    def perturbed(self, trainer: Trainer) -> None:
+        """The weights are w + epsilon, a refit that was due is done, ``.grad`` still holds the gradients at w."""
+
+    def second_pass(self, trainer: Trainer) -> None:
+        """``.grad`` holds the gradients at w + epsilon; the weights are w again."""
+
+    def stepped(self, trainer: Trainer) -> None:
+        """The step is taken; ``.grad`` holds what the optimizer was given, clipped and unscaled."""
+
+
 class Trainer:
     """Model, optimizer and data of a run, and where it stands.
 
     Attributes:
         step: steps taken.
+        steps_per_epoch: the same number in every epoch.
+        examples_per_epoch: how many examples an epoch sees; what does not fill a batch is left out.
         meters: sums of loss, of right answers and of answers since the last reset, seen by this process.
         model: the module as it is, for probes, evaluation and saving.
 
     Args:
         config: what the run is told.
         data: what it is trained on.
-        ranks: the processes that train together.
+        ranks: those that train together.
+        observer: is told what happens in a step.
 
     Raises:
-        ValueError: settings that do not go together, or do not fit the data.
+        UserError: settings that do not go together, or do not fit the data.
     """
 
-    def __init__(self, config: TrainConfig, data: Data, ranks: Ranks) -> None:
+    def __init__(
+        self, config: TrainConfig, data: Data, ranks: RunRanks, observer: Observer | None = None
+    ) -> None:
         self.config, self.data, self.ranks = config, data, ranks
+        self.observer = Observer() if observer is None else observer
         self.step = 0
         self.seed = config.schedule.seed
         machine = config.machine
-        self.steps_per_epoch = data.steps(config.schedule.batch_size)
+        self._epoch, self._order = 0, self._batches(0)
+        self.steps_per_epoch, self.examples_per_epoch = len(self._order), sum(map(len, self._order))
         self.steps = config.schedule.epochs * self.steps_per_epoch
-        if config.schedule.batch_size < ranks.count * config.schedule.accumulate:
-            raise ValueError(
-                f"batch_size={config.schedule.batch_size} cannot be cut into {ranks.count} processes times "
+        if config.schedule.batch_size < ranks.world_size * config.schedule.accumulate:
+            raise UserError(
+                f"batch_size={config.schedule.batch_size} cannot be cut into {ranks.world_size} processes times "
                 f"accumulate={config.schedule.accumulate} parts; pass a larger one."
             )
         if config.optimizer.own_perturbation:
@@ -80,7 +104,6 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=machine.precision == "fp16")
         self.wide = torch.float32 if ranks.device.type == "mps" else torch.float64
         self.meters = self._fresh_meters()
-        self._epoch, self._order = -1, list[Tensor]()
         self._skipped_before = 0
 
     # One step.
@@ -89,36 +112,39 @@ class Trainer:
         """Take the next step.
 
         Raises:
-            RuntimeError: the batch is too small for so many processes.
+            UserError: the batch is too small for so many ranks, or the optimizer refuses its settings now.
         """
         rate = self.rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self._parts()
-        if not batch:
-            raise RuntimeError(
-                f"the batch of step {self.step} leaves process {self.ranks.rank} without an example; pass a larger "
-                "batch_size, or train with fewer processes."
-            )
         sam = self.optimizer if isinstance(self.optimizer, SAM) else None
         second = sam is not None and sam.perturbation_due
         own = second and self.config.optimizer.own_perturbation
         self.model.train()
         self._pass(batch, synchronize=not own, measure=True)
+        self.observer.first_pass(self)
         if sam is not None and second:
-            with sam.perturbed(self.scaler), frozen_batch_stats(self.model):
+            with ExitStack() as inside:
+                with refused():
+                    inside.enter_context(sam.perturbed(self.scaler))
+                inside.enter_context(frozen_batch_stats(self.model))
+                self.observer.perturbed(self)
                 self._pass(batch)
+            self.observer.second_pass(self)
         if self.config.optimizer.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
-        self.scaler.step(self.optimizer)
+        with refused():
+            self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.observer.stepped(self)
         self.optimizer.zero_grad()
         self.step += 1
 
     def probe(self) -> Batch:
         """This process's share of a probe batch for the present step, augmented like a training batch."""
-        self.ranks.spread_buffers(self.model)
+        self.ranks.share_buffers(self.model)
         size = min(self.config.optimizer.probe_size, self.data.train_size)
         generator = seeds.generator(self.seed, "probe", self.step)
         indices = torch.randperm(self.data.train_size, generator=generator)[:size]
@@ -131,12 +157,6 @@ class Trainer:
         """The learning rate of the next step."""
         config = self.config
         return learning_rate(config.schedule, config.optimizer.lr, self.step, self.steps_per_epoch)
-
-    @property
-    def examples_per_epoch(self) -> int:
-        """How many examples an epoch sees (what does not fill a batch is left out)."""
-        batches = self.data.batches(self.config.schedule.batch_size, seeds.generator(self.seed, "order", 0))
-        return sum(map(len, batches))
 
     @property
     def radius(self) -> float:
@@ -166,37 +186,54 @@ class Trainer:
                 self.meters += self._measured(outputs.detach(), targets, loss.detach())
 
     def _parts(self) -> list[tuple[Batch, float]]:
-        """This process's share of the next batch, and how much each part's mean loss counts.
+        """This rank's share of the next batch, and how much each part's mean loss counts.
 
         Weights make the average over processes of the sum over parts the mean over the whole batch, also where
         parts have different numbers of targets.
 
         Returns:
             (batch, weight) of every part.
+
+        Raises:
+            UserError: there are fewer examples than ranks; on all of them, so that none waits for the others.
         """
         indices, draws = self._drawn(self.step)
+        if len(indices) < self.ranks.world_size:
+            raise UserError(
+                f"the batch of step {self.step} has {len(indices)} examples for {self.ranks.world_size} processes; "
+                "pass a larger batch_size, or train with fewer processes."
+            )
         if self.step + 1 < self.steps:
-            self.data.announce(*(t[self.ranks.share(len(t))] for t in self._drawn(self.step + 1)))
-        share = self.ranks.share(len(indices))
+            coming, their_draws = self._drawn(self.step + 1)
+            for places in self._cuts(len(coming)):
+                self.data.announce(coming[places], their_draws[places])
         terms = self.data.terms(indices)
         everything = float(len(indices) if terms is None else terms.sum())
         parts: list[tuple[Batch, float]] = []
-        cuts = torch.tensor_split(torch.arange(share.start, share.stop), self.config.schedule.accumulate)
-        for places in cuts:
-            if len(places):
-                here = float(len(places) if terms is None else terms[places].sum())
-                batch = self.data.train_batch(indices[places], draws[places])
-                parts.append((self._placed(batch), here * self.ranks.count / everything))
+        for places in self._cuts(len(indices)):
+            here = float(len(places) if terms is None else terms[places].sum())
+            batch = self.data.train_batch(indices[places], draws[places])
+            parts.append((self._placed(batch), here * self.ranks.world_size / everything))
         return parts
+
+    def _cuts(self, n: int) -> list[Tensor]:
+        """Places, among the n examples of a batch, of the parts that this rank reads; none of them is empty."""
+        share = self.ranks.share(n)
+        cuts = torch.tensor_split(torch.arange(share.start, share.stop), self.config.schedule.accumulate)
+        return [places for places in cuts if len(places)]
 
     def _drawn(self, step: int) -> tuple[Tensor, Tensor]:
         """Indices of a step's whole batch, and the uniforms of its augmentation."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            generator = seeds.generator(self.seed, "order", epoch)
-            self._epoch, self._order = epoch, self.data.batches(self.config.schedule.batch_size, generator)
+            self._epoch, self._order = epoch, self._batches(epoch)
         indices = self._order[position]
         return indices, seeds.uniforms(len(indices), self.data.draws, self.seed, "augmentation", step)
+
+    def _batches(self, epoch: int) -> list[Tensor]:
+        """An epoch's batches, as indices of examples."""
+        generator = seeds.generator(self.seed, "order", epoch)
+        return self.data.batches(self.config.schedule.batch_size, generator)
 
     def _placed(self, batch: Batch) -> Batch:
         inputs, targets = batch
@@ -218,11 +255,11 @@ class Trainer:
     def _check_own_perturbation(self) -> None:
         config = self.config
         if config.machine.parallel == "fsdp":
-            raise ValueError(
+            raise UserError(
                 "own_perturbation=True needs whole gradients in every process; use parallel='ddp'."
             )
-        if config.optimizer.optimizer == "friendly-sam" and self.ranks.count > 1:
-            raise ValueError(
+        if config.optimizer.optimizer == "friendly-sam" and self.ranks.world_size > 1:
+            raise UserError(
                 "own_perturbation=True with friendly-sam would keep a different average in every process; pass "
                 "own_perturbation=False."
             )
@@ -236,12 +273,12 @@ class Trainer:
             {"loss", "accuracy"}.
         """
         sharded = self.config.machine.parallel == "fsdp"  # all processes must run the same passes
-        rank, count = (0, 1) if sharded else (self.ranks.rank, self.ranks.count)
-        self.ranks.spread_buffers(self.model)
+        rank, world_size = (0, 1) if sharded else (self.ranks.rank, self.ranks.world_size)
+        self.ranks.share_buffers(self.model)
         sums = self._fresh_meters()
         self.model.eval()
         with torch.no_grad(), self._autocast():
-            for batch in self.data.test_batches(self.config.watch.eval_batch_size, rank, count):
+            for batch in self.data.test_batches(self.config.watch.eval_batch_size, rank, world_size):
                 inputs, targets = self._placed(batch)
                 outputs = self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
                 loss = nn.functional.cross_entropy(outputs.float(), targets, ignore_index=IGNORED)
@@ -302,7 +339,7 @@ class Trainer:
             state: what it returned.
 
         Raises:
-            ValueError: it belongs to another model or optimizer.
+            UserError: it belongs to another model or optimizer.
         """
         try:
             if self.config.machine.parallel == "fsdp":
@@ -311,7 +348,7 @@ class Trainer:
                 self.model.load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint does not fit the model or the optimizer: {error} Was the data set or the code "
                 "changed? Restore it, or start anew in another folder."
             ) from error

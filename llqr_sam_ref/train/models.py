@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from llqr_sam_ref import nets
-from llqr_sam_ref.errors import unknown_name
+from llqr_sam_ref.errors import UserError, unknown_name
 from llqr_sam_ref.nets.resnet import BasicBlock
 from llqr_sam_ref.train.config import ModelConfig
 from llqr_sam_ref.train.settings import parse
@@ -70,49 +70,83 @@ def build_model(config: ModelConfig, shape: Mapping[str, Any]) -> nn.Module:
         The model, freshly initialized.
 
     Raises:
-        ValueError: the name, package, function or an argument is unknown, or the model does not fit.
+        UserError: the name, package, function or an argument is unknown, or the model does not fit.
     """
     make = _maker(config.model)
     given = parse("model_args", config.model_args)
-    known, takes_all = _arguments(make)
+    signature = _signature(make, config.model)
+    known = [
+        p.name for p in signature.parameters.values() if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}
+    ]
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for name in given:
         if name not in known and not takes_all:
-            raise ValueError(unknown_name("model_args", name, known))
+            raise UserError(unknown_name("model_args", name, known))
     fitting = {name: value for name, value in shape.items() if name in known}
     if takes_all and "num_classes" in shape:
         fitting["num_classes"] = shape["num_classes"]
     try:
-        model = make(**fitting | given)
+        signature.bind(**fitting | given)
     except TypeError as error:
-        raise ValueError(
+        raise UserError(
             f"model={config.model!r} does not fit this data set, which offers {dict(shape)}: {error}."
-        ) from error
+        ) from None
+    model = _made(make, config, fitting | given)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model={config.model!r} made a {type(model).__name__}, not a torch module.")
+        raise UserError(f"model={config.model!r} made a {type(model).__name__}, not a torch module.")
     return model
 
 
 def _maker(name: str) -> Callable[..., Any]:
     if ":" not in name:
         if name not in MODELS:
-            raise ValueError(unknown_name("model", name, MODELS) + " Or give package:function.")
+            raise UserError(unknown_name("model", name, MODELS) + " Or give package:function.")
         return MODELS[name]
     package, _, function = name.partition(":")
     try:
-        found = getattr(import_module(package), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
+        module = import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{package}.".startswith(f"{error.name}."):
+            raise  # the module is there, and what it imports is not
+        raise UserError(
             f"model={name!r} cannot be found: {error}; install the package or correct it."
         ) from None
-    if not callable(found):
-        raise ValueError(f"model={name!r} is no function; name one that returns a module.")
-    return found  # type: ignore[no-any-return]
+    except ValueError:  # an empty name, or one that begins with a point
+        raise UserError(f"model={name!r} cannot be found; write package:function.") from None
+    if not hasattr(module, function):
+        functions = [known for known, value in vars(module).items() if callable(value)]
+        raise UserError(f"model={name!r} cannot be found: " + unknown_name("function", function, functions))
+    make = getattr(module, function)
+    if not callable(make):
+        raise UserError(f"model={name!r} is no function; name one that returns a module.")
+    return make  # type: ignore[no-any-return]
 
 
-def _arguments(make: Callable[..., Any]) -> tuple[list[str], bool]:
-    """Names of a function's arguments, those of ours that forward to ResNet included, and whether it takes any."""
-    parameters = inspect.signature(make).parameters.values()
-    names = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
-    if make is resnet:
-        return [*names, *inspect.signature(nets.ResNet).parameters][:-1], False
-    return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
+def _signature(make: Callable[..., Any], name: str) -> inspect.Signature:
+    """A function's arguments; in place of those that our ``resnet`` hands on, ResNet's."""
+    try:
+        signature = inspect.signature(make)
+    except ValueError:
+        raise UserError(
+            f"model={name!r} does not say which arguments it takes; name a Python function around it."
+        ) from None
+    if make is not resnet:
+        return signature
+    handed_on = list(inspect.signature(nets.ResNet).parameters.values())
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    names = {p.name for p in own}
+    more = [p for p in handed_on if p.name not in {"block", *names}]
+    return signature.replace(parameters=[*own, *(p.replace(kind=p.KEYWORD_ONLY) for p in more)])
+
+
+def _made(make: Callable[..., Any], config: ModelConfig, arguments: Mapping[str, Any]) -> Any:
+    """The model. A TypeError in one of ours means an argument of a wrong type; in another it is that model's own."""
+    if config.model not in MODELS:
+        return make(**arguments)
+    try:
+        return make(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"model={config.model!r} cannot be made with model_args={list(config.model_args)}: {error}; pass values "
+            "of the types that it takes."
+        ) from error

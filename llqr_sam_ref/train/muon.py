@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from llqr_sam_ref.errors import check_choice, check_number
+from llqr_sam_ref.errors import UserError, check_choice, check_number
 
 COEFFICIENTS = (
     3.4445,
@@ -71,7 +71,7 @@ class Muon(Optimizer):
         rule: of groups that set none.
 
     Raises:
-        ValueError: a number is out of range, the rule is unknown, or a vector is in a muon group.
+        UserError: a number is out of range, the rule is unknown, or a vector is in a muon group.
 
     Source: Jordan et al. 2024; the factor 0.2 sqrt(max(m, n)): Liu et al. 2025 (arXiv 2502.16982), eq. 4.
     """
@@ -102,7 +102,7 @@ class Muon(Optimizer):
             check_choice("rule", group["rule"], ("muon", "adamw"))
             for parameter in group["params"] if group["rule"] == "muon" else ():
                 if parameter.ndim < 2:
-                    raise ValueError(
+                    raise UserError(
                         f"a parameter of shape {tuple(parameter.shape)} is no matrix; give its group rule='adamw'."
                     )
 

@@ -10,22 +10,10 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from llqr_sam_ref.figures.style import METHODS
+from llqr_sam_ref.errors import check_choice
 from llqr_sam_ref.train.checkpoint import write_atomically
+from llqr_sam_ref.train.methods import METHODS
 
-# The book's colors, method by method; methods that the book does not draw take those of their kin.
-KIN = {
-    "muon": "gd",
-    "m-sam": "msam",
-    "asam": "sam",
-    "fisher-sam": "sam",
-    "friendly-sam": "sam",
-    "llqr-published": "llqr",
-    "llqr-reported": "llqr",
-    "llqr-sam": "llqr_sam",
-    "llqr-published-sam": "llqr_sam",
-    "llqr-reported-sam": "llqr_sam",
-}
 WIDTHS = (1.6, 1.0, 2.4)
 
 
@@ -44,14 +32,13 @@ def draw(records: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     losses, epochs, seconds = figure.subplots(1, 3)
     for number, (name, record) in enumerate(records.items()):
         method = record["config"]["optimizer"]
-        look = METHODS[KIN.get(method, method)]
-        style: dict[str, Any] = {"color": look.light, "linewidth": WIDTHS[number % len(WIDTHS)]}
-        style["linestyle"] = (0, look.dashes) if look.dashes else "-"
+        check_choice("optimizer", method, METHODS)
+        style = METHODS[method].look.line() | {"linewidth": WIDTHS[number % len(WIDTHS)]}
         rows = record["metrics"]
         tested = [row for row in rows if row["test_accuracy"] is not None]
         losses.plot([row["epoch"] for row in rows], [row["train_loss"] for row in rows], **style)
         accuracy = [row["test_accuracy"] for row in tested]
-        epochs.plot([row["epoch"] for row in tested], accuracy, label=f"{name} ({method})", **style)
+        epochs.plot([row["epoch"] for row in tested], accuracy, **style | {"label": f"{name} ({method})"})
         seconds.plot([row["seconds"] for row in tested], accuracy, **style)
     losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
     epochs.set(xlabel="epoch", ylabel="test accuracy")

@@ -1,8 +1,9 @@
 """Settings that go together: the papers' experiments, and ones that fit a laptop.
 
-A preset has what does not depend on the method, and what each method, or family of methods, needs of its own. For a
-method they are laid over each other: the preset's settings, then for the base, for the kind of LLQR, for SAM and
-for the method itself the family's defaults and the preset's.
+A preset has what does not depend on the method, and what each method needs of its own. For a method they are laid over
+each other: the preset's settings, then for the base, for the method's kin (the LLQR under an LLQR+SAM, plain SAM) and
+for the method itself what the table of methods says and then what the preset says. What the method does not read is
+left out.
 
 The papers' numbers are those of the authors' published code (configs and reproduction notes of the LLQR+SAM
 repository at d2c62b3). Where others report other numbers from the paper, methods called "reported" have those.
@@ -16,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llqr_sam_ref.errors import check_choice
-from llqr_sam_ref.train.config import BASES, OPTIMIZERS, TrainConfig
-from llqr_sam_ref.train.optimizers import perturbs, preconditioner
+from llqr_sam_ref.train.config import TrainConfig
+from llqr_sam_ref.train.methods import METHODS, bases
 
 Settings = Mapping[str, Any]
 
@@ -29,7 +30,7 @@ class Preset:
     Args:
         about: one line.
         settings: what does not depend on the method, by flat names.
-        methods: what does, by base, "llqr", "llqr-published", "llqr-reported", "sam", or method.
+        methods: what does, by method; that of a base, or of kin, is for the methods over it too.
         note: what a reader of the papers should know.
     """
 
@@ -38,14 +39,6 @@ class Preset:
     methods: Mapping[str, Settings] = field(default_factory=dict)
     note: str = ""
 
-
-# What a family needs when a preset says nothing. A step of llqr has a root mean square of lr and decays decoupled.
-FAMILIES: dict[str, Settings] = {
-    "sgd": {"lr": 0.05, "momentum": 0.9},
-    "adamw": {"lr": 1e-3, "weight_decay": 0.05},
-    "muon": {"lr": 2e-3, "momentum": 0.95, "weight_decay": 0.05},
-    "llqr": {"lr": 0.004, "momentum": 0.9, "nesterov": True, "weight_decay": 6.25e-3},
-}
 
 _CIFAR: Settings = {
     "augment": ("crop", "flip", "cutout"),
@@ -379,37 +372,27 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def families(method: str, base: str) -> list[str]:
-    """What a method is made of, from the general to the particular: base, kind of LLQR, SAM, itself."""
-    kind = preconditioner(method)
-    chain = [base] if kind != "default" else [base, "llqr"]
-    if kind in {"published", "reported"}:
-        chain.append(f"llqr-{kind}")
-    if perturbs(method):
-        chain.append("sam")
-    return list(dict.fromkeys([*chain, method]))
-
-
 def configured(preset: str, optimizer: str | None = None, base: str | None = None) -> TrainConfig:
-    """A preset's settings for a method.
+    """A preset's settings for a method, without those that the method does not read.
 
     Args:
         preset: its name.
         optimizer: the method; None for the preset's base.
-        base: what takes the step under a SAM or LLQR; None for the preset's.
+        base: what takes the step under a SAM or LLQR; None for the method's, or else the preset's.
 
     Returns:
         The configuration.
 
     Raises:
-        ValueError: a name is unknown; the message names the nearest.
+        UserError: a name is unknown, the message names the nearest; or the method is a base and another is asked for.
     """
     chosen = PRESETS[check_choice("preset", preset, PRESETS)]
-    method = check_choice("optimizer", optimizer or chosen.settings["base"], OPTIMIZERS)
-    under = check_choice("base", base or (method if method in BASES else chosen.settings["base"]), BASES)
-    if preconditioner(method) == "default" and base is None:
-        under = "sgd"  # U acts on the momentum; what Adam adds to it would be undone
+    name = check_choice("optimizer", optimizer or chosen.settings["base"], METHODS)
+    method = METHODS[name]
+    usual = name if method.is_base else method.base or chosen.settings["base"]
+    under = check_choice("base", base or usual, bases())
     settings = dict(chosen.settings)
-    for name in families(method, under):
-        settings |= {**FAMILIES.get(name, {}), **chosen.methods.get(name, {})}
-    return TrainConfig().replace(**settings | {"optimizer": method, "base": under})
+    for part in dict.fromkeys((under, *method.kin, name)):
+        settings |= {**METHODS[part].settings, **chosen.methods.get(part, {})}
+    config = TrainConfig.fitting(settings | {"optimizer": name, "base": under})
+    return config if base is None else config.replace(base=base)

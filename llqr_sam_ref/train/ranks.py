@@ -1,4 +1,4 @@
-"""The processes that train together: one when started plainly, several under torchrun."""
+"""The ranks that train together: one when started plainly, several under torchrun."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from llqr_sam_ref.errors import UserError
+from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.train.config import MachineConfig
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among those that train together.
+class RunRanks(Ranks):
+    """This rank among those that train together, with what starting, watching and stopping a run needs of the others.
 
     Args:
-        rank: its number.
-        count: how many there are.
         device: where it computes.
     """
 
-    rank: int = 0
-    count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -38,7 +36,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """This process's part of n examples.
+        """This rank's part of n examples.
 
         Args:
             n: examples of the whole batch.
@@ -46,42 +44,31 @@ class Ranks:
         Returns:
             A slice; shares differ by one example at most.
         """
-        return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
+        return slice(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
-        if self.count > 1:
-            dist.all_reduce(tensor)
-        return tensor
+        """The sum of a tensor over all ranks."""
+        return self.gather(tensor[None]).sum(0)
 
     def any(self, condition: bool) -> bool:
-        """Whether something holds on any of the processes."""
-        if self.count == 1:
-            return condition
-        flag = torch.tensor(float(condition), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+        """Whether something holds on any of the ranks."""
+        return bool(self.gather(torch.tensor([condition], device=self.device)).any())
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What the first process makes, in all of them: they need not see the same disk, nor at the same moment.
+        """What the first rank makes, on all of them: they need not see the same disk, nor at the same moment.
 
         Args:
-            make: called on the first process only; what it returns or raises is pickled.
+            make: called on the first rank only; what it returns or raises is pickled.
 
         Returns:
             The value.
 
         Raises:
-            Exception: what ``make`` raised, in all processes.
+            Exception: what ``make`` raised, on all ranks.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return make()
-        outcome: list[Any] = [None]
-        if self.first:
-            try:
-                outcome[0] = (make(), None)
-            except Exception as error:
-                outcome[0] = (None, error)
+        outcome: list[Any] = [_tried(make) if self.first else None]
         dist.broadcast_object_list(outcome, 0)
         value: Value
         value, failure = outcome[0]
@@ -89,11 +76,44 @@ class Ranks:
             raise failure
         return value
 
-    def spread_buffers(self, model: nn.Module) -> None:
-        """Give every process the first one's running statistics."""
-        if self.count > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+    def on_all(self, make: Callable[[], Value]) -> Value:
+        """What each rank makes for itself; if one cannot, none goes on to wait for it.
+
+        Args:
+            make: called on every rank.
+
+        Returns:
+            This rank's value.
+
+        Raises:
+            Exception: what ``make`` raised here, or else on the lowest of the ranks where it raised.
+        """
+        if self.world_size == 1:
+            return make()
+        value, failure = _tried(make)
+        failures: list[Exception | None] = [None] * self.world_size
+        dist.all_gather_object(failures, failure)
+        if failure is not None:
+            raise failure
+        for elsewhere in failures:
+            if elsewhere is not None:
+                raise elsewhere
+        return value  # type: ignore[no-any-return]
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the first one's running statistics."""
+        if self.world_size > 1:
+            buffers = list(model.buffers())
+            for buffer, received in zip(buffers, self.broadcast(buffers), strict=True):
+                buffer.copy_(received)
+
+
+def _tried(make: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What came out, and what was raised."""
+    try:
+        return make(), None
+    except Exception as error:
+        return None, error
 
 
 def device_of(name: str, local_rank: int = 0) -> torch.device:
@@ -107,7 +127,7 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
         The device.
 
     Raises:
-        ValueError: there is no such device here.
+        UserError: there is no such device here.
     """
     if name == "auto":
         if not torch.accelerator.is_available():
@@ -119,31 +139,31 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
             device = torch.device(device.type, local_rank)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r} cannot be used here ({error}); pass auto or cpu.") from None
+        raise UserError(f"device={name!r} cannot be used here ({error}); pass auto or cpu.") from None
     return device
 
 
 @contextmanager
-def started(machine: MachineConfig) -> Iterator[Ranks]:
+def started(machine: MachineConfig) -> Iterator[RunRanks]:
     """Join the other processes if torchrun started several, and part again.
 
     Args:
         machine: which device.
 
     Yields:
-        This process among them.
+        This rank.
 
     Raises:
-        ValueError: the device does not exist, or sharding is asked of a single process.
+        UserError: the device does not exist, or sharding is asked of a single process.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     device = device_of(machine.device, int(os.environ.get("LOCAL_RANK", "0")))
-    if machine.parallel == "fsdp" and count == 1:
-        raise ValueError(
+    if machine.parallel == "fsdp" and world_size == 1:
+        raise UserError(
             "parallel='fsdp' shards over several processes; start it under torchrun, or pass parallel='ddp'."
         )
-    if count == 1:
-        yield Ranks(device=device)
+    if world_size == 1:
+        yield RunRanks(device=device)
         return
     if device.type != "cpu":
         torch.accelerator.set_device_index(device)
@@ -151,24 +171,24 @@ def started(machine: MachineConfig) -> Iterator[Ranks]:
     if joined:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+        yield RunRanks(None, dist.get_rank(), dist.get_world_size(), device)
     finally:
         if joined:
             dist.destroy_process_group()
 
 
-def parallelized(model: nn.Module, machine: MachineConfig, ranks: Ranks) -> nn.Module:
-    """What computes the gradients of all processes: the model itself, DDP around it, or its shards.
+def parallelized(model: nn.Module, machine: MachineConfig, ranks: RunRanks) -> nn.Module:
+    """What computes the gradients of all ranks: the model itself, DDP around it, or its shards.
 
     Args:
         model: on the device.
         machine: ddp or fsdp.
-        ranks: the processes.
+        ranks: all of them.
 
     Returns:
         The module to call; with fsdp ``model`` itself, whose parameters are sharded from now on.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return model
     if machine.parallel == "ddp":
         return DistributedDataParallel(model)

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from llqr_sam_ref.train import checkpoint, record
-from llqr_sam_ref.train.config import FREE, TrainConfig
+from llqr_sam_ref.errors import RunError, UserError
+from llqr_sam_ref.train import checkpoint, provenance, record
+from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import load_data
 from llqr_sam_ref.train.display import Display
+from llqr_sam_ref.train.earlier import as_now, differences
 from llqr_sam_ref.train.loop import Trainer, averages
-from llqr_sam_ref.train.ranks import Ranks, started
+from llqr_sam_ref.train.ranks import RunRanks, started
 from llqr_sam_ref.train.sharpness import sharpness
 
 LOG_EVERY = {"cpu": 10}  # steps; elsewhere 50, because looking waits for the device
@@ -34,7 +36,8 @@ def train(
 ) -> dict[str, Any]:
     """Train, or go on training, until the end, and write the record.
 
-    A folder that has a checkpoint of the same settings is gone on with. Ctrl-C (once) and SIGTERM finish the step,
+    A folder that has a checkpoint of the same settings is gone on with; if it has the record of the same settings too,
+    the run was finished before, and the record is returned. Ctrl-C (once) and SIGTERM finish the step,
     write a checkpoint and raise ``Stopped``. A checkpoint that cannot be written is reported and training goes on;
     only the last one must succeed.
 
@@ -48,18 +51,22 @@ def train(
         The record.
 
     Raises:
-        ValueError: settings that do not fit the data, the machine or the run that is in the folder.
-        RuntimeError: the loss is not finite, or the record cannot be written.
+        UserError: settings that do not fit the data, the machine or the run that is in the folder.
+        RunError: the loss is not finite, or the folder or the record cannot be written.
         CheckpointError: no checkpoint can be read, or the last one not written.
         Stopped: it was asked to stop.
     """
     folder = Path(out)
     with started(config.machine) as ranks, _flags(config, ranks):
-        saved = ranks.from_first(lambda: _saved(config, folder, resume))
-        if config.data.download and ranks.count > 1:
-            raise ValueError("download=True with several processes; fetch the data with a single one first.")
+        saved, finished = ranks.from_first(lambda: _standing(config, folder, resume))
+        if finished is not None:
+            if ranks.first:
+                _warn(f"{folder} was finished before; pass another --out to train anew.")
+            return finished
+        if config.data.download and ranks.world_size > 1:
+            raise UserError("download=True with several processes; fetch the data with a single one first.")
         dtype = torch.float64 if config.machine.precision == "float64" else torch.float32
-        data = load_data(config.data, ranks.device, dtype, config.machine.workers)
+        data = ranks.on_all(lambda: load_data(config.data, ranks.device, dtype, config.machine.workers))
         trainer = Trainer(config, data, ranks)
         return _Session(trainer, folder, saved).run(arguments)
 
@@ -69,7 +76,7 @@ class _Session:
 
     def __init__(self, trainer: Trainer, folder: Path, saved: dict[str, Any] | None) -> None:
         self.trainer, self.folder, self.config = trainer, folder, trainer.config
-        self.ranks: Ranks = trainer.ranks
+        self.ranks: RunRanks = trainer.ranks
         self.history: list[dict[str, Any]] = []
         self.before = self.train_before = 0.0  # seconds of earlier sessions, and of this epoch's steps
         self.saved_step = -1
@@ -81,22 +88,17 @@ class _Session:
         self.log_every = self.config.watch.log_every or LOG_EVERY.get(device, 50)
 
     def run(self, arguments: Sequence[str]) -> dict[str, Any]:
-        trainer, watch, first = self.trainer, self.config.watch, self.ranks.first
         self.start = self.epoch_start = time.perf_counter()
-        if first:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.ranks.from_first(lambda: _make(self.folder))
+        if self.trainer.step < self.trainer.steps:  # else it was stopped between its last step and its record
+            self._train()
+        return self._finish(arguments)
+
+    def _train(self) -> None:
+        trainer, watch, first = self.trainer, self.config.watch, self.ranks.first
         show = {"bar": watch.progress and first, "scalars": watch.tensorboard and first}
-        if (
-            trainer.step == trainer.steps
-        ):  # it was finished before, or stopped between its last step and its record
-            known = self.ranks.from_first(lambda: _finished(self.folder))
-            if known is None:
-                return self._finish(arguments)
-            if first:
-                _warn(f"{self.folder} was finished before; pass another --out to train anew.")
-            return known
         self.display = Display(self.folder, trainer.steps, trainer.step, **show)
-        if first and 0 < trainer.step < trainer.steps:
+        if first and trainer.step:
             self.display.say(f"going on from step {trainer.step} of {trainer.steps}.")
         try:
             with _stop_requests() as requests:
@@ -105,7 +107,6 @@ class _Session:
                     self._after_step(bool(requests))
         finally:
             self.display.close()
-        return self._finish(arguments)
 
     def _after_step(self, stop: bool) -> None:
         trainer, every = self.trainer, self.config.watch.checkpoint_every
@@ -114,7 +115,7 @@ class _Session:
             self._look()
         ended = trainer.step % trainer.steps_per_epoch == 0
         due = trainer.step % every == 0 if every else ended and trainer.step < trainer.steps
-        if self.ranks.count > 1:
+        if self.ranks.world_size > 1:
             stop = self.ranks.any(stop) if looking or ended else False
         if ended:
             self._check_finite()
@@ -181,7 +182,7 @@ class _Session:
             if self.saved_step >= 0
             else "no checkpoint was written yet"
         )
-        raise RuntimeError(
+        raise RunError(
             f"the loss or a weight is not finite after step {self.trainer.step}; {kept}. Start anew in another folder "
             "with a lower lr or rho, with clip_norm, or in a wider precision."
         )
@@ -195,29 +196,28 @@ class _Session:
             "seconds": self._seconds(),
             "train_seconds": self.train_before + time.perf_counter() - self.epoch_start,
         }
-        if not self.ranks.first:
-            return
-        try:
-            checkpoint.save(self.folder, content)
+        try:  # that there is a checkpoint, or not, is known on all ranks
+            self.ranks.from_first(lambda: checkpoint.save(self.folder, content))
             self.saved_step = self.trainer.step
         except checkpoint.CheckpointError as error:
             if final:
                 raise
-            _warn(f"{error} Training goes on.")
+            if self.ranks.first:
+                _warn(f"{error} Training goes on.")
 
     def _seconds(self) -> float:
         return self.before + time.perf_counter() - self.start
 
     def _finish(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """The record, its picture, the last checkpoint; a run that was finished before only shows them."""
-        trainer = self.trainer
-        if self.saved_step == trainer.steps and (self.folder / record.NAME).exists():
-            return record.read(self.folder)
-        result: dict[str, Any] = record.rounded(self._record(arguments))
-        if self.ranks.first:
-            record.write(self.folder, result)
-            _draw(result, self.folder)
+        """The record, its picture, and the last checkpoint."""
+        result = self.ranks.from_first(lambda: self._written(arguments))
         self._save(final=True)
+        return result
+
+    def _written(self, arguments: Sequence[str]) -> dict[str, Any]:
+        result: dict[str, Any] = record.rounded(self._record(arguments))
+        record.write(self.folder, result)
+        _draw(result, self.folder)
         return result
 
     def _record(self, arguments: Sequence[str]) -> dict[str, Any]:
@@ -226,10 +226,10 @@ class _Session:
         steady = sorted(rates[1:] or rates)  # the first epoch warms up and compiles
         tested = [row for row in self.history if row["test_accuracy"] is not None]
         return {
-            "command": record.command(arguments),
+            "command": provenance.command(arguments),
             "config": record.described(self.config),
             "seed": self.config.schedule.seed,
-            **record.environment(self.ranks.device, self.ranks.count),
+            **provenance.environment(self.ranks.device, self.ranks.world_size),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "examples": [trainer.data.train_size, trainer.data.test_size],
             "wall_seconds": self._seconds(),
@@ -248,7 +248,7 @@ class _Session:
     def _sharpness(self) -> dict[str, Any] | None:
         trainer, watch = self.trainer, self.config.watch
         size = min(watch.sharpness_examples, trainer.data.train_size)
-        if not size or not self.ranks.first or self.config.machine.parallel == "fsdp":
+        if not size or self.config.machine.parallel == "fsdp":
             return None
         draws = torch.full(
             (size, trainer.data.draws), 0.5
@@ -263,31 +263,49 @@ class _Session:
         return {**values, "examples": size}
 
 
-def _saved(config: TrainConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from, if there is one, of the same run."""
+def _standing(
+    config: TrainConfig, folder: Path, resume: bool
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The checkpoint of this run that is in the folder, and the record, if the run was finished.
+
+    Returns:
+        The two, None for what is not there.
+
+    Raises:
+        UserError: there is a checkpoint or a record of another run, or none to go on from.
+    """
     saved = checkpoint.load(folder, _warn)
     if saved is not None:
-        _check_same(config, saved["config"], folder)
+        before = as_now(saved["config"], folder / checkpoint.NAME)
+        _check_same(config.flat(), before.flat(), folder)
     elif resume:
-        raise ValueError(
+        raise UserError(
             f"resume=True but {folder} has no checkpoint; pass the folder of a run, or leave it out."
         )
-    return saved
+    if not (folder / record.NAME).exists():
+        return saved, None
+    known = record.read(folder)
+    before = as_now(known["config"], folder / record.NAME)
+    _check_same(record.rounded(config.flat()), record.rounded(before.flat()), folder)
+    last = known["metrics"][-1]["step"]
+    # The record is written before the last checkpoint: without that one the last steps are taken again.
+    return saved, known if saved is None or saved["step"] >= last else None
 
 
-def _finished(folder: Path) -> dict[str, Any] | None:
-    """The record of a run that was finished before."""
-    return record.read(folder) if (folder / record.NAME).exists() else None
-
-
-def _check_same(config: TrainConfig, saved: dict[str, Any], folder: Path) -> None:
-    now = config.flat()
-    different = [name for name in now if name not in FREE and now[name] != saved.get(name)]
-    if different:
-        listed = ", ".join(f"{name}={now[name]!r} (there {saved.get(name)!r})" for name in different)
-        raise ValueError(
-            f"{folder} holds another run: {listed}. Pass another --out, or the settings of that run."
+def _check_same(now: dict[str, Any], before: dict[str, Any], folder: Path) -> None:
+    if different := differences(now, before):
+        raise UserError(
+            f"{folder} holds another run: {different}. Pass another --out, or the settings of that run."
         )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"out={str(folder)!r} cannot be made a folder ({error}); pass another --out."
+        ) from error
 
 
 @contextmanager
@@ -313,7 +331,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _flags(config: TrainConfig, ranks: Ranks) -> Iterator[None]:
+def _flags(config: TrainConfig, ranks: RunRanks) -> Iterator[None]:
     """Global settings of torch that the run asks for, put back afterwards."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     precision = torch.get_float32_matmul_precision()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.train.config import ScheduleConfig
 
 
@@ -20,11 +21,11 @@ def warmup_steps(warmup: str, steps_per_epoch: int, steps: int) -> int:
         A number of steps, at most those of the run.
 
     Raises:
-        ValueError: it is none of the three.
+        UserError: it is none of the three.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ep|epochs?|%)?\s*", warmup)
     if match is None or (match[2] is None and not match[1].isdigit()):
-        raise ValueError(f'warmup={warmup!r} is not a length; write steps "4000", epochs "5ep" or "5%".')
+        raise UserError(f'warmup={warmup!r} is not a length; write steps "4000", epochs "5ep" or "5%".')
     amount = float(match[1])
     unit = {None: 1.0, "%": steps / 100}.get(match[2], float(steps_per_epoch))
     return min(round(amount * unit), steps)
@@ -49,7 +50,7 @@ def learning_rate(config: ScheduleConfig, lr: float, step: int, steps_per_epoch:
         The learning rate, positive before the last step of a cosine to 0 is over.
 
     Raises:
-        ValueError: the warm-up is not a length.
+        UserError: the warm-up is not a length.
     """
     steps = config.epochs * steps_per_epoch
     warm = warmup_steps(config.warmup, steps_per_epoch, steps)

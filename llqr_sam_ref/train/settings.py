@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterable
 from typing import Any
 
+from llqr_sam_ref.errors import UserError
+
 
 def parse(argument: str, pairs: Iterable[str]) -> dict[str, Any]:
     """Read ``key=value`` pairs; a value is a Python literal, several separated by commas, or a word.
@@ -18,16 +20,16 @@ def parse(argument: str, pairs: Iterable[str]) -> dict[str, Any]:
         The values by key.
 
     Raises:
-        ValueError: a pair has no "=", or a key occurs twice.
+        UserError: a pair has no "=", or a key occurs twice.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
         key, separator, text = pair.partition("=")
         key = key.strip().replace("-", "_")
         if not separator or not key.isidentifier():
-            raise ValueError(f"{argument} has {pair!r}; write key=value, for example width=16.")
+            raise UserError(f"{argument} has {pair!r}; write key=value, for example width=16.")
         if key in values:
-            raise ValueError(f"{argument} sets {key!r} twice; write it once.")
+            raise UserError(f"{argument} sets {key!r} twice; write it once.")
         values[key] = _value(text.strip())
     return values
 

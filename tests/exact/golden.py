@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.network import Network
 
-Array = Float[np.ndarray, "..."]
 WIDTHS = (6, 5, 4, 3)
 
 

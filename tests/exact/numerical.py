@@ -1,4 +1,4 @@
-"""Derivatives by differences."""
+"""Derivatives by differences, and how far a value is from the truth."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-Array = np.ndarray
+from llqr_sam_ref.exact._arrays import Array
 
 
 def numerical_gradient(f: Callable[[Array], float], w: Array, h: float = 1e-3) -> Array:
@@ -16,3 +16,8 @@ def numerical_gradient(f: Callable[[Array], float], w: Array, h: float = 1e-3) -
         for e in np.eye(w.size)
     ]
     return np.array(slopes)
+
+
+def relative(value: Array, truth: Array) -> float:
+    """The distance between two arrays over the size of the second."""
+    return float(np.linalg.norm(value - truth) / np.linalg.norm(truth))

@@ -51,16 +51,16 @@ def complex_step(
     """Derivatives of an analytic function of the stored arrays: Im f(x + i h)/h, exact to rounding."""
     gradient = []
     for index, block in enumerate(U.blocks):
-        found: dict[str, Array] = {}
+        slopes: dict[str, Array] = {}
         for name, array in block.arrays.items():
-            found[name] = np.empty_like(array)
+            slopes[name] = np.empty_like(array)
             for entry in np.ndindex(array.shape):
                 moved = array.astype(np.complex128)
                 moved[entry] += 1j * h
                 arrays = [other.arrays for other in U.blocks]
                 arrays[index] = {**block.arrays, name: moved}
-                found[name][entry] = function(U.with_arrays(arrays)).imag / h
-        gradient.append(found)
+                slopes[name][entry] = function(U.with_arrays(arrays)).imag / h
+        gradient.append(slopes)
     return gradient
 
 

@@ -117,10 +117,10 @@ def test_golden_hessian_and_fisher(activation: str) -> None:
     np.testing.assert_allclose(
         curvature.hessian(network, w, x, y), golden.ours_matrix(numbers[f"{activation}/H"]), atol=1e-13
     )
-    for found in (
+    for matrix in (
         curvature.fisher(network, w, x),
         curvature.fisher(network, w, x, route="scores"),
         curvature.ggn(network, w, x, y),
     ):
-        np.testing.assert_allclose(found, F, atol=1e-13)
+        np.testing.assert_allclose(matrix, F, atol=1e-13)
     np.testing.assert_allclose(len(x) * F, golden.ours_matrix(numbers[f"{activation}/Fsum"]), atol=1e-13)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llqr_sam_ref.exact import dynamics, geometry, landscapes, orbits, stability
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.dynamics import Method, perturbation, step, trajectory
 from tests.exact.relaxed import random_spd
 
-Array = np.ndarray
 laws = settings(max_examples=60, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 stable = st.floats(0.02, 1.95)  # eta h
@@ -154,10 +154,10 @@ def test_a_frozen_preconditioner_that_has_caught_up_is_newtons_method() -> None:
 @laws
 @given(a=st.floats(0.1, 1.9), h=st.floats(0.1, 20), rho=st.floats(0.01, 2), start=st.floats(0.3, 3))
 def test_sam_ends_in_the_cycle_of_the_formula(a: float, h: float, rho: float, start: float) -> None:
-    found = orbits.find_cycle(dynamics.sam(a / h, rho), one_dimension(h), np.array([start]), steps=500)
-    assert len(found) == 2
-    np.testing.assert_allclose(found[0], -found[1], rtol=1e-9)
-    assert abs(found[0, 0]) == pytest.approx(stability.sam_cycle_amplitude(h, a / h, rho), rel=1e-9)
+    cycle = orbits.find_cycle(dynamics.sam(a / h, rho), one_dimension(h), np.array([start]), steps=500)
+    assert len(cycle) == 2
+    np.testing.assert_allclose(cycle[0], -cycle[1], rtol=1e-9)
+    assert abs(cycle[0, 0]) == pytest.approx(stability.sam_cycle_amplitude(h, a / h, rho), rel=1e-9)
 
 
 @laws
@@ -172,15 +172,15 @@ def test_the_cycle_with_momentum_is_antipodal_and_locally_stable(a: float, beta:
 
 @pytest.mark.parametrize(("eta", "beta"), [(0.5, 0.0), (1.5, 0.5), (2.0, 0.5), (3.0, 0.9)])
 def test_sam_with_momentum_ends_in_its_cycle(eta: float, beta: float) -> None:
-    found = orbits.find_cycle(dynamics.sam(eta, 1.0, beta), one_dimension(1.0), np.array([0.7]))
-    assert len(found) == 2
+    cycle = orbits.find_cycle(dynamics.sam(eta, 1.0, beta), one_dimension(1.0), np.array([0.7]))
+    assert len(cycle) == 2
     amplitude = stability.sam_cycle_amplitude(1.0, eta, 1.0, beta)
-    assert np.abs(found).max() == pytest.approx(amplitude, rel=1e-9)
+    assert np.abs(cycle).max() == pytest.approx(amplitude, rel=1e-9)
 
 
 def test_with_momentum_other_cycles_may_catch_the_orbit() -> None:
-    found = orbits.find_cycle(dynamics.sam(0.5, 1.0, 0.5), one_dimension(1.0), np.array([0.7]))
-    np.testing.assert_allclose(sorted(found[:, 0]), [-0.6, -0.2, 0.2, 0.6], rtol=1e-9)
+    cycle = orbits.find_cycle(dynamics.sam(0.5, 1.0, 0.5), one_dimension(1.0), np.array([0.7]))
+    np.testing.assert_allclose(sorted(cycle[:, 0]), [-0.6, -0.2, 0.2, 0.6], rtol=1e-9)
     assert stability.sam_cycle_amplitude(1.0, 0.5, 1.0, 0.5) == pytest.approx(0.2)
 
 
@@ -199,8 +199,8 @@ def test_the_monge_cycle_is_antipodal_and_stable_where_the_formula_says(
     limit = stability.monge_cycle_radius_limit(h, eta, alpha)
     assert (along < 1) == (rho < limit) or rho == pytest.approx(limit, rel=1e-9)
     if along < 0.95:
-        found = orbits.find_cycle(method, parabola, np.array([amplitude * (1 + 1e-3)]), steps=1000)
-        assert np.abs(found).max() == pytest.approx(amplitude, rel=1e-8)
+        cycle = orbits.find_cycle(method, parabola, np.array([amplitude * (1 + 1e-3)]), steps=1000)
+        assert np.abs(cycle).max() == pytest.approx(amplitude, rel=1e-8)
 
 
 def test_beyond_its_radius_limit_monge_wanders_where_sam_settles() -> None:
@@ -249,16 +249,16 @@ def test_only_the_top_directions_cycle_survives(rng: np.random.Generator) -> Non
         (dynamics.sam, stability.sam_cycle_amplitude),
         (dynamics.monge_sam, stability.monge_cycle_amplitude),
     ):
-        found = orbits.find_cycle(make(0.1, 0.1), landscapes.bowl(h), rng.normal(size=4))
-        np.testing.assert_allclose(np.abs(found), [[amplitude(4.0, 0.1, 0.1), 0, 0, 0]] * 2, atol=1e-12)
+        cycle = orbits.find_cycle(make(0.1, 0.1), landscapes.bowl(h), rng.normal(size=4))
+        np.testing.assert_allclose(np.abs(cycle), [[amplitude(4.0, 0.1, 0.1), 0, 0, 0]] * 2, atol=1e-12)
 
 
 def test_the_loss_floors() -> None:
     h, eta, rho = 4.0, 0.1, 0.1
     bowl = landscapes.bowl(np.array([4.0, 2.0]))
-    found = orbits.find_cycle(dynamics.sam(eta, rho), bowl, np.array([1.0, 0.5]))
-    np.testing.assert_allclose(bowl.value(found), stability.sam_loss_floor(h, eta, rho), rtol=1e-9)
-    neighbors = found + perturbation(dynamics.sam(eta, rho), bowl.gradient(found))
+    cycle = orbits.find_cycle(dynamics.sam(eta, rho), bowl, np.array([1.0, 0.5]))
+    np.testing.assert_allclose(bowl.value(cycle), stability.sam_loss_floor(h, eta, rho), rtol=1e-9)
+    neighbors = cycle + perturbation(dynamics.sam(eta, rho), bowl.gradient(cycle))
     np.testing.assert_allclose(bowl.value(neighbors), stability.sam_neighbor_floor(h, eta, rho), rtol=1e-9)
     assert stability.sam_loss_floor(h, eta, rho) == pytest.approx(
         eta**2 * rho**2 * h**3 / (2 * (2 - eta * h) ** 2), rel=1e-15
@@ -270,10 +270,10 @@ def test_the_loss_floors() -> None:
 def test_the_cycle_under_a_preconditioner(norm: str) -> None:
     for U, h, eta, rho in ((4.0, 3.0, 0.05, 0.4), (0.2, 3.0, 1.5, 0.1), (9.0, 0.2, 0.9, 2.0)):
         method = dynamics.llqr_sam(eta, rho, np.array([U]), norm)
-        found = orbits.find_cycle(method, one_dimension(h), np.array([1.0]))
+        cycle = orbits.find_cycle(method, one_dimension(h), np.array([1.0]))
         length = np.sqrt(U) if norm == "dual" else 1.0
         amplitude = length * stability.sam_cycle_amplitude(U * h, eta, rho)
-        assert np.abs(found).max() == pytest.approx(amplitude, rel=1e-9)
+        assert np.abs(cycle).max() == pytest.approx(amplitude, rel=1e-9)
 
 
 @pytest.mark.parametrize("make", [dynamics.sam, dynamics.monge_sam], ids=["SAM", "M-SAM"])
@@ -302,11 +302,11 @@ def test_the_drift_along_a_valley(make: Callable[[float, float], Method]) -> Non
 def test_the_basin_of_a_maximum(h: float, rho: float) -> None:
     eta = 0.02 / h
     hilltop = landscapes.hilltop(h)
-    found = orbits.find_basin_radius(dynamics.sam(eta, rho), hilltop, high=3 * rho)
-    assert found == pytest.approx(stability.sam_basin_radius(h, rho), rel=1e-9)
+    radius = orbits.find_basin_radius(dynamics.sam(eta, rho), hilltop, high=3 * rho)
+    assert radius == pytest.approx(stability.sam_basin_radius(h, rho), rel=1e-9)
     for alpha in (0.5, 1.0):
-        found = orbits.find_basin_radius(dynamics.monge_sam(eta, rho, alpha), hilltop, high=3 * rho)
-        assert found == pytest.approx(stability.monge_basin_radius(h, rho, alpha), rel=1e-9)
+        radius = orbits.find_basin_radius(dynamics.monge_sam(eta, rho, alpha), hilltop, high=3 * rho)
+        assert radius == pytest.approx(stability.monge_basin_radius(h, rho, alpha), rel=1e-9)
 
 
 def test_inside_the_basin_the_motion_stays_in_a_band() -> None:
@@ -405,12 +405,12 @@ def test_the_pothole_multiplier_is_one_step(h: float, hbar: float, mu: float, et
 def test_the_matrix_form_needs_no_common_eigenvectors(rng: np.random.Generator) -> None:
     U, H, eta, rho = random_spd(rng, 4), random_spd(rng, 4), 0.3, 0.2
     method = dynamics.unnormalized_llqr_sam(eta, rho, U)
-    found = np.sort(orbits.multipliers(method, landscapes.quadratic(H), np.zeros(4)).real)
+    eigenvalues = np.sort(orbits.multipliers(method, landscapes.quadratic(H), np.zeros(4)).real)
     h, V = np.linalg.eigh(U)
     root = V @ np.diag(np.sqrt(h)) @ V.T
     chis = np.linalg.eigvalsh(root @ H @ root)
     expected = [stability.unnormalized_multiplier(float(chi), eta, rho) for chi in chis]
-    np.testing.assert_allclose(found, np.sort(expected), rtol=1e-8)
+    np.testing.assert_allclose(eigenvalues, np.sort(expected), rtol=1e-8)
 
 
 @pytest.mark.parametrize(("h", "eta"), [(-2.0, 0.01), (-0.5, 0.3)])
@@ -484,6 +484,6 @@ def test_finders_say_when_there_is_nothing_to_find() -> None:
 
 
 def test_a_fixed_point_is_a_cycle_of_one() -> None:
-    found = orbits.find_cycle(dynamics.gd(0.1), landscapes.banana(), np.array([1.5, 0.5]))
-    assert found.shape == (1, 2)
-    assert found[0].prod() == pytest.approx(1, rel=1e-12)
+    cycle = orbits.find_cycle(dynamics.gd(0.1), landscapes.banana(), np.array([1.5, 0.5]))
+    assert cycle.shape == (1, 2)
+    assert cycle[0].prod() == pytest.approx(1, rel=1e-12)

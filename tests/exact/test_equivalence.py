@@ -12,13 +12,10 @@ from llqr_sam_ref.exact import curvature, lqr
 from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.network import Network, layerwise_lqr, two_weight_network
 from tests.exact import golden
+from tests.exact.numerical import relative
 
 LOSSES = ("cross-entropy", "squared-error")
 MODELS = ("newton", "gauss-newton", "fisher", "intermediate")
-
-
-def relative(found: Array, truth: Array) -> float:
-    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
 def random_networks(loss: str) -> Iterator[tuple[Network, Array, Array, Array]]:
@@ -59,17 +56,17 @@ def test_step_equals_the_dense_cholesky_solve(model: str, loss: str) -> None:
         problem = layerwise_lqr(
             network, w, x, y, divergence=divergence, damping=damping, intermediate=intermediate
         )
-        found = lqr.solve(problem)
+        solution = lqr.solve(problem)
         damped = G + damping * np.eye(len(G))
         L = np.linalg.cholesky((damped + damped.T) / 2)
         g = network.gradient(w, x, y)
-        assert relative(found.step, -np.linalg.solve(L.T, np.linalg.solve(L, g))) < 1e-10
-        assert lqr.kkt_residual(problem, found) < 1e-10
-        assert found.is_minimum
-        assert min(found.stage_eigenvalues) > 0
+        assert relative(solution.step, -np.linalg.solve(L.T, np.linalg.solve(L, g))) < 1e-10
+        assert lqr.kkt_residual(problem, solution) < 1e-10
+        assert solution.is_minimum
+        assert min(solution.stage_eigenvalues) > 0
         assert relative(lqr.dense(problem)[1], g) < 1e-13
         assert relative(lqr.dense(problem)[0], damped) < 1e-13
-        assert abs(found.value - 0.5 * g @ found.step) < 1e-10 * abs(found.value)
+        assert abs(solution.value - 0.5 * g @ solution.step) < 1e-10 * abs(solution.value)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -77,12 +74,12 @@ def test_inertia_adds_over_stages_and_an_indefinite_model_is_refused(loss: str) 
     indefinite = 0
     for network, w, x, y in random_networks(loss):
         problem = layerwise_lqr(network, w, x, y, damping=1e-3)
-        found = lqr.stationary_point(problem)
+        solution = lqr.stationary_point(problem)
         G, g = lqr.dense(problem)
         eigenvalues = np.linalg.eigvalsh(G)
-        assert list(found.inertia) == [(eigenvalues < 0).sum(), (eigenvalues > 0).sum()]
-        assert np.linalg.norm(G @ found.step + g) < 1e-8 * np.linalg.norm(g)
-        if found.inertia.negative:
+        assert list(solution.inertia) == [(eigenvalues < 0).sum(), (eigenvalues > 0).sum()]
+        assert np.linalg.norm(G @ solution.step + g) < 1e-8 * np.linalg.norm(g)
+        if solution.inertia.negative:
             indefinite += 1
             with pytest.raises(ValueError, match="is indefinite: the smallest eigenvalue of its R~ is -"):
                 lqr.solve(problem)
@@ -130,11 +127,11 @@ def test_certificate_changes_sign_where_the_model_becomes_convex() -> None:
     crossing = np.sqrt(45.0) - 5.0
     assert abs(crossing + np.linalg.eigvalsh(curvature.hessian(network, w, x, y))[0]) < 1e-14
     for damping, stage in ((1.7, -0.0113), (1.8, 0.1265)):
-        found = lqr.riccati(layerwise_lqr(network, w, x, y, damping=damping))
-        assert abs(found.stage_eigenvalues[0] - stage) < 5e-5
+        sweep = lqr.riccati(layerwise_lqr(network, w, x, y, damping=damping))
+        assert abs(sweep.stage_eigenvalues[0] - stage) < 5e-5
     for side in (-1, 1):
-        found = lqr.riccati(layerwise_lqr(network, w, x, y, damping=crossing + side * 1e-9))
-        assert found.is_minimum == (side > 0)
+        sweep = lqr.riccati(layerwise_lqr(network, w, x, y, damping=crossing + side * 1e-9))
+        assert sweep.is_minimum == (side > 0)
     with pytest.raises(ValueError, match="stage 0 of 2 is singular"):
         lqr.riccati(layerwise_lqr(network, w, x, y, damping=crossing))
 
@@ -146,14 +143,14 @@ def test_infinite_damping_is_backpropagation(divergence: str, rng: np.random.Gen
     w, x, y = rng.standard_normal(network.dimension), rng.standard_normal((5, 3)), rng.integers(0, 3, 5)
     errors = []
     for damping in (1e4, 1e5, 1e6):
-        found = lqr.solve(layerwise_lqr(network, w, x, y, divergence=divergence, damping=damping))
+        solution = lqr.solve(layerwise_lqr(network, w, x, y, divergence=divergence, damping=damping))
         costates = network.costates(w, x, y)
         prices = max(
             relative(p, costate.ravel())
-            for p, costate in zip(found.p, costates, strict=True)
+            for p, costate in zip(solution.p, costates, strict=True)
             if costate.any()
         )
-        errors.append((prices, relative(damping * found.step, -network.gradient(w, x, y))))
+        errors.append((prices, relative(damping * solution.step, -network.gradient(w, x, y))))
     for one, next_one in pairwise(errors):
         np.testing.assert_allclose(np.divide(one, next_one), 10, rtol=0.02)
     assert max(errors[-1]) < 1e-4
@@ -178,11 +175,11 @@ def test_golden_exact_steps(divergence: str, name: str, mu: str) -> None:
     network = Network(golden.WIDTHS)
     w, x, y = golden.ours(numbers["tanh/theta"]), numbers["x"], numbers["y"]
     problem = layerwise_lqr(network, w, x, y, divergence=divergence, damping=float(mu))
-    found = lqr.stationary_point(problem)
-    assert relative(-found.step, golden.ours(numbers[f"A_tanh/dense_solve/{name}/lam{mu}"])) < 1e-9
+    solution = lqr.stationary_point(problem)
+    assert relative(-solution.step, golden.ours(numbers[f"A_tanh/dense_solve/{name}/lam{mu}"])) < 1e-9
     smallest = np.linalg.eigvalsh(golden.ours_matrix(numbers["tanh/H"]))[0] + float(mu)
-    assert found.is_minimum == (divergence == "fisher" or smallest > 0)
-    if not found.is_minimum:
+    assert solution.is_minimum == (divergence == "fisher" or smallest > 0)
+    if not solution.is_minimum:
         with pytest.raises(ValueError, match="indefinite"):
             lqr.solve(problem)
 
@@ -208,11 +205,11 @@ def test_undamped_rank_deficient_gauss_newton_is_refused(loss: str) -> None:
             continue
         singular += 1
         try:
-            found = lqr.solve(problem)
+            solution = lqr.solve(problem)
         except ValueError:
             refused += 1
         else:
-            assert lqr.kkt_residual(problem, found) < 1e-10
+            assert lqr.kkt_residual(problem, solution) < 1e-10
     assert singular > 50
     assert refused > 0.95 * singular
 

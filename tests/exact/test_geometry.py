@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.geometry import (
     Adaptive,
     Euclidean,
@@ -23,10 +24,9 @@ from llqr_sam_ref.exact.geometry import (
     metric_length,
 )
 from llqr_sam_ref.exact.pnorms import dual_norm, pnorm_step
-from llqr_sam_ref.exact.trust_region import worst_step
+from llqr_sam_ref.exact.trust_region import trust_region_step
 from tests.exact.relaxed import random_spd
 
-Array = np.ndarray
 laws = settings(max_examples=60, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 7)
@@ -271,17 +271,17 @@ def test_the_p_norm_step_knows_its_friends(rng: np.random.Generator) -> None:
         )
 
 
-# The exact worst neighbor ---
+# The trust region ---
 
 
 @laws
 @given(seed=seeds, d=sizes, rho=st.floats(0.01, 10), shift=st.floats(-6, 2))
-def test_the_worst_step_is_a_stationary_point_that_nobody_beats(
+def test_the_trust_region_step_is_a_stationary_point_that_nobody_beats(
     seed: int, d: int, rho: float, shift: float
 ) -> None:
     rng = np.random.default_rng(seed)
     g, H = rng.normal(size=d), random_spd(rng, d) + shift * np.eye(d)
-    e = worst_step(g, H, rho)
+    e = trust_region_step(g, H, rho)
     length = float(np.linalg.norm(e))
     assert length <= rho * (1 + 1e-12)
     nu = (g + H @ e) @ e / (e @ e)  # the multiplier of the constraint
@@ -295,13 +295,17 @@ def test_the_worst_step_is_a_stationary_point_that_nobody_beats(
     assert rise.max() <= best + 1e-10 * (1 + abs(best))
 
 
-def test_the_worst_step_without_a_part_along_the_top_direction() -> None:
-    e = worst_step(np.array([1.0, 0.0]), np.diag([1.0, 3.0]), 2.0)
+def test_the_trust_region_step_without_a_part_along_the_top_direction() -> None:
+    e = trust_region_step(np.array([1.0, 0.0]), np.diag([1.0, 3.0]), 2.0)
     assert np.linalg.norm(e) == pytest.approx(2.0, rel=1e-14)
     assert e[0] == pytest.approx(0.5, rel=1e-12)  # g_1/(h_2 - h_1), the rest goes up the second axis
-    np.testing.assert_allclose(np.abs(worst_step(np.zeros(2), np.diag([1.0, 3.0]), 2.0)), [0, 2], atol=1e-15)
-    np.testing.assert_array_equal(worst_step(np.ones(2), np.eye(2), 0.0), [0, 0])
-    np.testing.assert_allclose(worst_step(np.array([1.0]), np.array([[-4.0]]), 2.0), [0.25], rtol=1e-15)
+    np.testing.assert_allclose(
+        np.abs(trust_region_step(np.zeros(2), np.diag([1.0, 3.0]), 2.0)), [0, 2], atol=1e-15
+    )
+    np.testing.assert_array_equal(trust_region_step(np.ones(2), np.eye(2), 0.0), [0, 0])
+    np.testing.assert_allclose(
+        trust_region_step(np.array([1.0]), np.array([[-4.0]]), 2.0), [0.25], rtol=1e-15
+    )
 
 
 # Numbers of the first chapter ---

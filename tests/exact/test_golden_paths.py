@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.exact import dynamics, landscapes, stability
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.dynamics import Method, Normalized, perturbation, step, trajectory
 from llqr_sam_ref.exact.geometry import Adaptive, Euclidean, Monge, Preconditioned, ascent_step
 
-Array = np.ndarray
 BANANA = landscapes.banana()
 NINE_DIGITS = 6e-9  # nine significant digits, half a unit in the last
 

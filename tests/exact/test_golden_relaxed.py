@@ -22,8 +22,8 @@ THETA, G_VECTOR = golden.ours(NUMBERS["tanh/theta"]), golden.ours(NUMBERS["tanh/
 F_SUM, F_MEAN = golden.ours_matrix(NUMBERS["tanh/Fsum"]), golden.ours_matrix(NUMBERS["tanh/Fmean"])
 
 
-def close(found: object, wanted: object) -> None:
-    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=1e-9, atol=1e-9)
+def close(value: object, wanted: object) -> None:
+    np.testing.assert_allclose(np.asarray(value), np.asarray(wanted), rtol=1e-9, atol=1e-9)
 
 
 def compare_arrays(arrays: Sequence[Arrays], name: str, prefix: str) -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from llqr_sam_ref.exact import landscapes
 from llqr_sam_ref.exact.landscapes import Landscape
 
-Array = np.ndarray
 ALL = [
     landscapes.quadratic(np.array([[2.0, 1.0, 0.0], [1.0, -3.0, 0.5], [0.0, 0.5, 1.0]])),
     landscapes.bowl(np.array([4.0, 2.0, 1.0, 0.5])),

@@ -98,7 +98,7 @@ def test_fifty_steps_of_the_default_against_a_second_writing_of_it() -> None:
     bases = {i: [np.eye(side) for side in shapes[i]] for i in grams}
     raw = [np.zeros(shape) for shape in shapes]
     drawn, d = 0, [np.ones(shape) for shape in shapes]
-    found = train(config, 50)
+    states = train(config, 50)
     for step in range(50):
         if step % 3 == 0:
             number = step // 3 + 1
@@ -141,14 +141,14 @@ def test_fifty_steps_of_the_default_against_a_second_writing_of_it() -> None:
             for i, m in enumerate(ahead)
         ])
         w = w - 0.01 * S * np.sqrt(SIZE) / np.linalg.norm(S)
-        np.testing.assert_allclose(found[step + 1].w, w, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(states[step + 1].w, w, rtol=1e-9, atol=1e-9)
     assert NET.value(w, X, Y) < 0.5 * NET.value(W, X, Y)
 
 
 def test_the_published_order_of_decay_and_momentum() -> None:
     """U g, then decay added to it, then heavy ball; U from the published inner loop, guarded and averaged."""
     config, base = LLQRConfig.published(every=10), HeavyBall(beta=0.9, nesterov=False, wd=0.01)
-    found = train(config, 25, eta=0.1, base=base)
+    states = train(config, 25, eta=0.1, base=base)
     w, m, d = W.copy(), np.zeros(SIZE), np.ones(SIZE)
     for step in range(25):
         if step % 10 == 0:
@@ -163,8 +163,8 @@ def test_the_published_order_of_decay_and_momentum() -> None:
             d = np.maximum(0.95 * d + 0.05 * u, 1e-8)
         m = 0.9 * m + d * NET.gradient(w, X, Y) + 0.01 * w
         w = w - 0.1 * m
-        np.testing.assert_allclose(found[step + 1].w, w, rtol=1e-10, atol=1e-11)
-        np.testing.assert_allclose(found[step + 1].U.to_dense(), np.diag(d), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(states[step + 1].w, w, rtol=1e-10, atol=1e-11)
+        np.testing.assert_allclose(states[step + 1].U.to_dense(), np.diag(d), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("acts_on", ["update", "gradient"])

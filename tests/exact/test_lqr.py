@@ -11,15 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import Float
 
 from llqr_sam_ref.exact import lqr
-
-Array = Float[np.ndarray, "..."]
-
-
-def relative(found: Array, truth: Array) -> float:
-    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
+from llqr_sam_ref.exact._arrays import Array
+from tests.exact.numerical import relative
 
 
 def ragged_problem(sizes: list[tuple[int, int]], rng: np.random.Generator, *, definite: bool) -> lqr.Problem:
@@ -100,15 +95,15 @@ def test_solution_equals_the_dense_cholesky_solve(sizes: list[tuple[int, int]], 
     rng = np.random.default_rng(seed)
     problem = ragged_problem(sizes, rng, definite=True)
     x0 = rng.standard_normal(sizes[0][0])
-    found = lqr.solve(problem, x0)
+    solution = lqr.solve(problem, x0)
     G, g = lqr.dense(problem, x0)
-    assert relative(found.step, -cholesky_solve(G, g)) < 1e-10
-    assert lqr.kkt_residual(problem, found) < 1e-10
-    assert abs(found.value - lqr.cost(problem, found.u, x0)) < 1e-10 * (
-        1 + abs(found.value) + np.abs(G).max()
+    assert relative(solution.step, -cholesky_solve(G, g)) < 1e-10
+    assert lqr.kkt_residual(problem, solution) < 1e-10
+    assert abs(solution.value - lqr.cost(problem, solution.u, x0)) < 1e-10 * (
+        1 + abs(solution.value) + np.abs(G).max()
     )
-    assert found.is_minimum
-    assert min(found.stage_eigenvalues) > 0
+    assert solution.is_minimum
+    assert min(solution.stage_eigenvalues) > 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,17 +135,17 @@ def test_costates_are_the_price_of_the_state(sizes: list[tuple[int, int]], seed:
 def test_indefinite_problems_are_flat_at_the_stationary_point(rng: np.random.Generator) -> None:
     for _ in range(20):
         problem = lqr.random_problem(5, 4, 3, rng, definite=False)
-        found = lqr.stationary_point(problem)
+        solution = lqr.stationary_point(problem)
         G, g = lqr.dense(problem)
         eigenvalues, directions = np.linalg.eigh(G)
-        assert np.linalg.norm(G @ found.step + g) < 1e-8 * (np.linalg.norm(g) + np.abs(G).max())
-        assert abs(found.value - lqr.cost(problem, found.u)) < 1e-8 * (1 + abs(found.value))
-        assert list(found.inertia) == [(eigenvalues < 0).sum(), (eigenvalues > 0).sum()]
-        assert found.is_minimum == (eigenvalues[0] > 0)
-        if not found.is_minimum:  # a saddle: there is a way down
-            lower = lqr.cost(problem, problem.split(found.step + directions[:, 0]))
-            assert abs(lower - found.value - 0.5 * eigenvalues[0]) < 1e-6 * (1 + abs(found.value))
-            assert lower < found.value
+        assert np.linalg.norm(G @ solution.step + g) < 1e-8 * (np.linalg.norm(g) + np.abs(G).max())
+        assert abs(solution.value - lqr.cost(problem, solution.u)) < 1e-8 * (1 + abs(solution.value))
+        assert list(solution.inertia) == [(eigenvalues < 0).sum(), (eigenvalues > 0).sum()]
+        assert solution.is_minimum == (eigenvalues[0] > 0)
+        if not solution.is_minimum:  # a saddle: there is a way down
+            lower = lqr.cost(problem, problem.split(solution.step + directions[:, 0]))
+            assert abs(lower - solution.value - 0.5 * eigenvalues[0]) < 1e-6 * (1 + abs(solution.value))
+            assert lower < solution.value
 
 
 def test_certificate_agrees_with_dense_eigenvalues_and_damping_does_what_it_says(
@@ -189,11 +184,11 @@ def test_without_cross_terms_the_answer_is_another_one(rng: np.random.Generator)
 
 def test_kkt_residual_sees_a_wrong_control_state_or_costate(rng: np.random.Generator) -> None:
     problem = lqr.random_problem(4, 3, 2, rng)
-    found = lqr.solve(problem)
+    solution = lqr.solve(problem)
     wrong = [
-        replace(found, u=tuple(u + 1e-3 for u in found.u)),
-        replace(found, x=tuple(x + 1e-3 for x in found.x)),
-        replace(found, costates=tuple(costate + 1e-3 for costate in found.costates)),
+        replace(solution, u=tuple(u + 1e-3 for u in solution.u)),
+        replace(solution, x=tuple(x + 1e-3 for x in solution.x)),
+        replace(solution, costates=tuple(costate + 1e-3 for costate in solution.costates)),
     ]
     assert all(lqr.kkt_residual(problem, solution) > 1e-5 for solution in wrong)
 
@@ -218,10 +213,10 @@ def test_singular_stage_raises_and_names_itself(problem: lqr.Problem, stage: int
 
 def test_sizes_may_change_and_a_problem_is_read_only(rng: np.random.Generator) -> None:
     problem = ragged_problem([(2, 3), (4, 0), (1, 2)], rng, definite=True)
-    found = lqr.solve(problem)
+    solution = lqr.solve(problem)
     assert problem.controls == (3, 0, 2)
-    assert [x.size for x in found.x] == [2, 4, 1, 2]
-    assert found.step.size == 5
+    assert [x.size for x in solution.x] == [2, 4, 1, 2]
+    assert solution.step.size == 5
     with pytest.raises(ValueError, match="read-only"):
         problem.A[0][0, 0] = 1.0
 

@@ -102,10 +102,10 @@ def test_the_filter_is_its_recursion(w: float, steps: int, a: float) -> None:
 
 
 def test_the_filter_of_the_book() -> None:
-    found = early_stopping_filter([10, 5, 2, 1, 0.5, 0.1, 0], 50, 0.05)
+    response = early_stopping_filter([10, 5, 2, 1, 0.5, 0.1, 0], 50, 0.05)
     golden = [0.1, 0.200000453, 0.502576888, 1.0, 1.7180119, 2.99518699, 3.5]
-    np.testing.assert_allclose(found, golden, rtol=1e-8)
-    damping = 1 / found[5] - 0.1
+    np.testing.assert_allclose(response, golden, rtol=1e-8)
+    damping = 1 / response[5] - 0.1
     assert round(float(damping), 4) == 0.2339
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.exact import dynamics, landscapes
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.dynamics import perturbation
 from llqr_sam_ref.exact.geometry import (
     Adaptive,
@@ -22,7 +23,6 @@ from llqr_sam_ref.exact.geometry import (
 from tests.exact.numerical import numerical_gradient
 from tests.exact.relaxed import random_spd
 
-Array = np.ndarray
 BANANA = landscapes.banana()
 
 # Coordinates ---

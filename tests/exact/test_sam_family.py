@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.exact import dynamics, landscapes, stability
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.dynamics import Method, perturbation, step, trajectory
 from llqr_sam_ref.exact.geometry import (
     Adaptive,
@@ -21,11 +22,10 @@ from llqr_sam_ref.exact.geometry import (
 )
 from llqr_sam_ref.exact.orbits import find_basin_radius, find_cycle, step_jacobian
 from llqr_sam_ref.exact.pnorms import dual_norm, pnorm_step
-from llqr_sam_ref.exact.trust_region import worst_step
+from llqr_sam_ref.exact.trust_region import trust_region_step
 from tests.exact.numerical import numerical_gradient
 from tests.exact.relaxed import random_spd
 
-Array = np.ndarray
 BANANA = landscapes.banana()
 
 
@@ -101,10 +101,10 @@ def test_the_exact_objective_needs_no_hessian(rng: np.random.Generator) -> None:
         H, x = random_spd(rng, 5), rng.normal(size=5)
 
         def worst_loss(x: Array, H: Array = H) -> float:
-            neighbor = x + worst_step(H @ x, H, 0.4)
+            neighbor = x + trust_region_step(H @ x, H, 0.4)
             return float(neighbor @ H @ neighbor / 2)
 
-        envelope = H @ (x + worst_step(H @ x, H, 0.4))
+        envelope = H @ (x + trust_region_step(H @ x, H, 0.4))
         np.testing.assert_allclose(numerical_gradient(worst_loss, x), envelope, rtol=1e-8, atol=1e-8)
 
 
@@ -142,7 +142,7 @@ def test_the_first_order_neighbor_misses_a_third_order_loss(rng: np.random.Gener
     g = H @ x
     gap = []
     for rho in (1e-1, 1e-2, 1e-3):
-        exact, first = worst_step(g, H, rho), ascent_step(g, rho)
+        exact, first = trust_region_step(g, H, rho), ascent_step(g, rho)
         gap.append((g @ (exact - first) + (exact @ H @ exact - first @ H @ first) / 2) / rho**3)
     assert gap[0] == pytest.approx(gap[1], rel=0.3)
     assert gap[1] == pytest.approx(gap[2], rel=0.03)
@@ -151,7 +151,7 @@ def test_the_first_order_neighbor_misses_a_third_order_loss(rng: np.random.Gener
 def test_ball_and_average_sharpness_at_a_minimum(rng: np.random.Generator) -> None:
     H, rho = random_spd(rng, 6), 0.3
     top = np.linalg.eigvalsh(H)[-1]
-    e = worst_step(np.zeros(6), H, rho)
+    e = trust_region_step(np.zeros(6), H, rho)
     assert e @ H @ e / 2 == pytest.approx(rho**2 * top / 2, rel=1e-12)
     sphere = rng.normal(size=(400_000, 6))
     sphere *= rho / np.linalg.norm(sphere, axis=-1, keepdims=True)
@@ -172,9 +172,9 @@ def test_sam_bounces_along_the_top_eigenvector_for_ever(rng: np.random.Generator
 
 @pytest.mark.parametrize("eta_h", [0.04, 0.4, 0.8, 1.2, 1.6])
 def test_the_amplitude_holds_up_to_the_step_limit(eta_h: float) -> None:
-    found = find_cycle(dynamics.sam(eta_h / 4, 0.1), parabola(4.0), np.array([1.0]))
+    cycle = find_cycle(dynamics.sam(eta_h / 4, 0.1), parabola(4.0), np.array([1.0]))
     expected = {0.04: 0.002041, 0.4: 0.025, 0.8: 0.066667, 1.2: 0.15, 1.6: 0.4}[eta_h]
-    assert np.abs(found).max() == pytest.approx(expected, abs=5e-7)
+    assert np.abs(cycle).max() == pytest.approx(expected, abs=5e-7)
     assert stability.sam_cycle_amplitude(4.0, eta_h / 4, 0.1) == pytest.approx(expected, abs=5e-7)
 
 
@@ -187,16 +187,16 @@ def test_the_multiplier_across_the_cycle() -> None:
 
 
 def test_m_sams_amplitude() -> None:
-    found = find_cycle(dynamics.monge_sam(0.1, 0.1), parabola(4.0), np.array([1.0]))
-    assert np.abs(found).max() == pytest.approx(0.024877137294, abs=1e-12)
+    cycle = find_cycle(dynamics.monge_sam(0.1, 0.1), parabola(4.0), np.array([1.0]))
+    assert np.abs(cycle).max() == pytest.approx(0.024877137294, abs=1e-12)
     assert stability.monge_cycle_amplitude(4.0, 0.1, 0.1) == pytest.approx(0.024877137294, abs=1e-12)
 
 
 @pytest.mark.parametrize(("eta", "sam", "monge"), [(0.66, 0.582353, 0.438034), (0.74, 0.853846, 0.565550)])
 def test_the_published_divergence_is_a_bounded_cycle(eta: float, sam: float, monge: float) -> None:
     for method, amplitude in ((dynamics.sam(eta, 0.3), sam), (dynamics.monge_sam(eta, 0.3), monge)):
-        found = find_cycle(method, parabola(2.0), np.array([0.1]))
-        assert np.abs(found).max() == pytest.approx(amplitude, abs=1e-6)
+        cycle = find_cycle(method, parabola(2.0), np.array([0.1]))
+        assert np.abs(cycle).max() == pytest.approx(amplitude, abs=1e-6)
 
 
 def test_unnormalized_sam_converges_on_a_quadratic() -> None:

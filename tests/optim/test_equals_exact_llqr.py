@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from llqr_sam_ref.config import CHOICES, InnerLoop, LLQRConfig
 from llqr_sam_ref.exact import llqr as exact
 from llqr_sam_ref.exact._arrays import Array
+from llqr_sam_ref.exact.bases import Bases
 from llqr_sam_ref.exact.curvature import fisher, hessian
 from llqr_sam_ref.exact.network import Network
 from llqr_sam_ref.exact.probes import micro_batch_gradients, sample_labels
-from llqr_sam_ref.exact.structures import STRUCTURES, Bases
+from llqr_sam_ref.exact.structures import STRUCTURES
 from llqr_sam_ref.optim import LLQR, SAM
 from tests.optim._training import backward
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from llqr_sam_ref.exact import dynamics, landscapes
+from llqr_sam_ref.exact._arrays import Array
 from tests.theorems.catalogue import mutation
-
-Array = np.ndarray
 
 
 def _spd(rng: np.random.Generator, d: int) -> Array:

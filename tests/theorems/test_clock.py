@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.exact import clock, relaxation
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
 from tests.theorems.catalogue import mutation
-
-Array = np.ndarray
 
 
 def _clipped_travel(gradients: list[Array], rate: float, clip: float, beta: float) -> float:

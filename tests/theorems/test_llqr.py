@@ -10,19 +10,16 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.exact import curvature, lqr
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.network import Network, layerwise_lqr, two_weight_network
+from tests.exact.numerical import relative
 from tests.theorems.catalogue import mutation
 
-Array = np.ndarray
 WIDTHS = (4, 6, 5, 3)
 
 
 def _norm(v: Array) -> float:
     return float(np.linalg.norm(v))
-
-
-def _relative(a: Array, b: Array) -> float:
-    return _norm(a - b) / _norm(b)
 
 
 def _example(
@@ -60,9 +57,9 @@ def test_thm_backprop_costate(transpose: bool = True) -> None:
         for A, B in zip(reversed(problem.A), reversed(problem.B), strict=True):
             parts.append(B.T @ costate)
             costate = A.T @ costate if transpose else rng.permutation(A.T @ costate)
-        found = np.concatenate(parts[::-1])
+        gradient = np.concatenate(parts[::-1])
         reference = curvature.complex_step(_loss_of(network, x, y), w).ravel()
-        assert _relative(found, reference) < 1e-12
+        assert relative(gradient, reference) < 1e-12
 
 
 @mutation("the cross costs M are dropped", assemble=lambda problem: _assemble(_without_cross_terms(problem)))
@@ -72,9 +69,9 @@ def test_thm_second_variation(assemble: Callable[[lqr.Problem], Array] = _assemb
         network, w, x, y = _example(401, loss)
         problem = layerwise_lqr(network, w, x, y)
         H = curvature.hessian(network, w, x, y, route="complex-step")
-        assert _relative(assemble(problem), H) < 1e-12
+        assert relative(assemble(problem), H) < 1e-12
         J = curvature.jacobian(network, w, x, route="complex-step")
-        assert _relative(J.T @ problem.q[-1], network.gradient(w, x, y)) < 1e-13
+        assert relative(J.T @ problem.q[-1], network.gradient(w, x, y)) < 1e-13
 
 
 @mutation("an identity where the activation bends", activation="identity")
@@ -110,7 +107,7 @@ def test_cor_ggn_terminal(divergence: str = "fisher") -> None:
         outputs = np.exp(states[-1]) / np.exp(states[-1]).sum(1, keepdims=True)
         return network.pull(v, states, (outputs - frozen) / len(x))[1]
 
-    assert _relative(_assemble(problem), curvature.complex_step(slope, w)) < 1e-12
+    assert relative(_assemble(problem), curvature.complex_step(slope, w)) < 1e-12
 
 
 def _same(problem: lqr.Problem) -> lqr.Problem:
@@ -132,7 +129,7 @@ def test_thm_fisher_log_prob(read: Callable[[lqr.Problem], lqr.Problem] = _same)
     problem = read(layerwise_lqr(log_probs, w, x, y, divergence="fisher"))
     F = _assemble(layerwise_lqr(logits, w, x, y, divergence="fisher"))
     assert not problem.Q[-1].any()
-    assert _relative(_assemble(problem), F) < 1e-12
+    assert relative(_assemble(problem), F) < 1e-12
     z = logits.states(w, x)[-1]
     pi = np.exp(z - z.max(1, keepdims=True))
     pi /= pi.sum(1, keepdims=True)
@@ -156,10 +153,10 @@ def test_cor_intermediate_metric(counted: slice = slice(None)) -> None:
         added += J.T @ metrics[i] @ J
     problem = layerwise_lqr(network, w, x, y, divergence="gauss-newton", damping=1e-2, intermediate=metrics)
     without = layerwise_lqr(network, w, x, y, divergence="gauss-newton", damping=1e-2)
-    assert _relative(_assemble(problem) - _assemble(without), added) < 1e-12
+    assert relative(_assemble(problem) - _assemble(without), added) < 1e-12
     assert np.min(np.linalg.eigvalsh(added)) > -1e-12 * np.max(np.abs(added))
     step = lqr.solve(problem).step
-    assert _relative(step, -np.linalg.solve(_assemble(problem), network.gradient(w, x, y))) < 1e-10
+    assert relative(step, -np.linalg.solve(_assemble(problem), network.gradient(w, x, y))) < 1e-10
 
 
 def _swept_product(problem: lqr.Problem, u: Array, cross: float = 1.0) -> Array:
@@ -182,11 +179,11 @@ def test_thm_curvature_product(cross: float = 1.0) -> None:
     u = rng.standard_normal(network.dimension)
     problem = layerwise_lqr(network, w, x, y)
     product = _swept_product(problem, u, cross)
-    assert _relative(product, curvature.hessian(network, w, x, y, route="complex-step") @ u) < 1e-12
+    assert relative(product, curvature.hessian(network, w, x, y, route="complex-step") @ u) < 1e-12
     np.testing.assert_allclose(lqr.curvature_product(problem, u), product, rtol=1e-12, atol=1e-14)
     random = lqr.random_problem(5, 3, 2, rng, definite=False)
     v = rng.standard_normal(10)
-    assert _relative(_swept_product(random, v, cross), _assemble(random) @ v) < 1e-13
+    assert relative(_swept_product(random, v, cross), _assemble(random) @ v) < 1e-13
 
 
 @mutation("the cross terms M are ignored", read=_without_cross_terms)
@@ -212,7 +209,7 @@ def test_thm_lqr_equivalence(read: Callable[[lqr.Problem], lqr.Problem] = _same)
                 )
                 solution = lqr.stationary_point(read(problem))
                 dense = -np.linalg.solve(matrix + mu * np.eye(len(g)), g)
-                assert _relative(solution.step, dense) < 1e-10
+                assert relative(solution.step, dense) < 1e-10
                 assert solution.is_minimum
 
 
@@ -225,7 +222,7 @@ def test_thm_riccati(sweep: Callable[[lqr.Problem], lqr.Problem] = _same) -> Non
         matrix, slope = lqr.dense(problem)
         u = -np.linalg.solve(matrix, slope)
         solution = lqr.stationary_point(sweep(problem))
-        assert _relative(solution.step, u) < 1e-8
+        assert relative(solution.step, u) < 1e-8
         assert abs(solution.value - 0.5 * slope @ u) < 1e-8 * abs(slope @ u)
         assert lqr.kkt_residual(problem, solution) < 1e-8
 
@@ -239,8 +236,8 @@ def test_thm_positivity_certificate(
     for _ in range(200):
         problem = lqr.damped(lqr.random_problem(4, 3, 2, rng, definite=False), float(rng.uniform(0, 6)))
         truth = np.linalg.eigvalsh(lqr.dense(problem)[0])[0] > 0
-        found = all(np.linalg.eigvalsh(R)[0] > 0 for R in stages(lqr.riccati(problem), problem))
-        wrong += found != truth
+        certified = all(np.linalg.eigvalsh(R)[0] > 0 for R in stages(lqr.riccati(problem), problem))
+        wrong += certified != truth
         definite += truth
     assert wrong == 0
     assert 20 <= definite <= 180
@@ -365,5 +362,5 @@ def test_prop_infinite_damping(price: Callable[[float], float] = _price) -> None
     for mu in (1e3, 1e4):
         solution = lqr.solve(layerwise_lqr(network, w, x, y, damping=mu))
         costates = np.concatenate([c.ravel() for c in network.costates(w, x, y)])
-        errors.append((_relative(mu * solution.step, -g), _relative(np.concatenate(solution.p), costates)))
+        errors.append((relative(mu * solution.step, -g), relative(np.concatenate(solution.p), costates)))
     np.testing.assert_allclose(np.divide(errors[0], errors[1]), 10, rtol=0.02)

@@ -7,17 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from llqr_sam_ref.exact import dynamics, geometry, landscapes, stability
+from llqr_sam_ref.exact._arrays import Array
+from tests.exact.numerical import relative
 from tests.theorems.catalogue import mutation
-
-Array = np.ndarray
 
 
 def _norm(v: Array) -> float:
     return float(np.linalg.norm(v))
-
-
-def _relative(a: Array, b: Array) -> float:
-    return _norm(a - b) / _norm(b)
 
 
 def _monge(g: Array, rho: float, alpha: float = 1.0) -> Array:
@@ -79,7 +75,7 @@ def test_thm_msam_radius_gain(
         e = _monge(g, rho, alpha)
         G = np.eye(d) + alpha**2 * np.outer(g, g)
         dense = np.linalg.solve(G, g)
-        assert _relative(rho * g / (s * shrink(s, alpha)), rho * dense / np.sqrt(g @ dense)) < 1e-8
+        assert relative(rho * g / (s * shrink(s, alpha)), rho * dense / np.sqrt(g @ dense)) < 1e-8
         assert abs(_norm(e) * shrink(s, alpha) / rho - 1) < 1e-12
         assert abs(g @ e * shrink(s, alpha) / (rho * s) - 1) < 1e-12
         assert abs(np.hypot(_norm(e), alpha * (g @ e)) / rho - 1) < 1e-12  # its length on the graph
@@ -119,11 +115,11 @@ def test_thm_msam_equivariance_group(scale: float = 1.0) -> None:
         Q = np.linalg.qr(rng.standard_normal((4, 4)))[0]
         A = scale * Q
         g = rng.standard_normal(4)
-        assert _relative(A @ _monge(A.T @ g, 0.3), _monge(g, 0.3)) < 1e-13
-        assert _relative(A @ geometry.ascent_step(A.T @ g, 0.3), geometry.ascent_step(g, 0.3)) < 1e-13
+        assert relative(A @ _monge(A.T @ g, 0.3), _monge(g, 0.3)) < 1e-13
+        assert relative(A @ geometry.ascent_step(A.T @ g, 0.3), geometry.ascent_step(g, 0.3)) < 1e-13
         for B in (1.5 * Q, Q @ np.diag([1.0, 1.0, 1.0, 2.0])):
             errors = [
-                _relative(B @ _monge(B.T @ v, 0.3), _monge(v, 0.3)) for v in rng.standard_normal((20, 4))
+                relative(B @ _monge(B.T @ v, 0.3), _monge(v, 0.3)) for v in rng.standard_normal((20, 4))
             ]
             worst_non_rigid = min(worst_non_rigid, max(errors))
     assert worst_non_rigid > 0.05
@@ -135,7 +131,7 @@ def test_cex_msam_diagonal_scaling(A: Array = np.diag([1.0, 10.0])) -> None:
     here, there = _monge(g, 1.0), A @ _monge(A.T @ g, 1.0)
     assert abs(here[0] - 1 / np.sqrt(6)) < 1e-12
     assert abs(there[1] / there[0] - 100) < 1e-9
-    assert _relative(there, here) > 1
+    assert relative(there, here) > 1
 
 
 @mutation("the ambient identity is not carried along", ambient=lambda J: np.eye(len(J)))
@@ -150,8 +146,8 @@ def test_cor_monge_transport(ambient: Callable[[Array], Array] = lambda J: J.T @
             np.abs(carried)
         )
         e_phi = geometry.ascent_step(g_phi, 0.2, geometry.PositiveDefinite(carried))
-        assert _relative(J @ e_phi, _monge(g, 0.2)) < 1e-8
-        off.append(_relative(J @ _monge(g_phi, 0.2), _monge(g, 0.2)))
+        assert relative(J @ e_phi, _monge(g, 0.2)) < 1e-8
+        off.append(relative(J @ _monge(g_phi, 0.2), _monge(g, 0.2)))
     assert max(off) > 0.05
 
 
@@ -173,7 +169,7 @@ def test_thm_tangent_covariance(carry: Callable[[Array, Array], Array] = lambda 
         J, g, G = jacobian(phi), rng.standard_normal(d), root @ root.T + 0.1 * np.eye(d)
         e = geometry.ascent_step(g, 0.1, geometry.PositiveDefinite(G))
         e_phi = geometry.ascent_step(J.T @ g, 0.1, geometry.PositiveDefinite(carry(G, J)))
-        assert _relative(J @ e_phi, e) < 1e-8
+        assert relative(J @ e_phi, e) < 1e-8
         assert abs((J.T @ g) @ e_phi / (g @ e) - 1) < 1e-8
 
 
@@ -209,10 +205,10 @@ def test_thm_asam_covariance(eta: float = 0.0) -> None:
         w, g = rng.standard_normal(4), rng.standard_normal(4)
         A = np.diag(10.0 ** rng.uniform(-1, 1, 4) * rng.choice([-1, 1], 4))
         e = step(w, g, eta)
-        assert _relative(A @ step(np.linalg.solve(A, w), A.T @ g, eta), e) < 1e-12
-        broken.append(_relative(A @ step(np.linalg.solve(A, w), A.T @ g, 0.01), step(w, g, 0.01)))
+        assert relative(A @ step(np.linalg.solve(A, w), A.T @ g, eta), e) < 1e-12
+        broken.append(relative(A @ step(np.linalg.solve(A, w), A.T @ g, 0.01), step(w, g, 0.01)))
         B = np.linalg.qr(rng.standard_normal((4, 4)))[0]
-        general.append(_relative(B @ step(B.T @ w, B.T @ g, 0.0), step(w, g, 0.0)))
+        general.append(relative(B @ step(B.T @ w, B.T @ g, 0.0), step(w, g, 0.0)))
     assert max(broken) > 1e-3
     assert min(general) > 0.1
 
@@ -260,9 +256,7 @@ def _penalty_errors(radius: Callable[[float], float], slope: Callable[[float], f
     g, H = loss.gradient(w), loss.hessian(w)
     s = _norm(g)
     penalty = slope(s) * H @ g / s
-    return [
-        _relative((loss.gradient(w + rho * radius(s) * g / s) - g) / rho, penalty) for rho in (1e-3, 1e-4)
-    ]
+    return [relative((loss.gradient(w + rho * radius(s) * g / s) - g) / rho, penalty) for rho in (1e-3, 1e-4)]
 
 
 @mutation("the unnormalized rule is penalized by rho |g|^2", unnormalized=lambda s: 2 * s)
@@ -303,7 +297,7 @@ def test_cex_msam_not_own_objective(
         g, H = loss.gradient(w), loss.hessian(w)
         s = _norm(g)
         update = (loss.gradient(w + _monge(g, rho)) - g) / rho
-        assert abs(_relative(update, own(s) * H @ g / s) / s**2 - 1) < 0.02
+        assert abs(relative(update, own(s) * H @ g / s) / s**2 - 1) < 0.02
 
 
 @mutation("SAM's amplitude", amplitude=lambda h, eta, rho: stability.sam_cycle_amplitude(h, eta, rho))
@@ -318,7 +312,7 @@ def test_thm_msam_two_cycle(
         for axis, h in enumerate(curvatures):
             x = np.zeros(4)
             x[axis] = amplitude(float(h), eta, rho)
-            assert _relative(dynamics.step(method, landscape, x), -x) < 1e-12
+            assert relative(dynamics.step(method, landscape, x), -x) < 1e-12
             assert x[axis] < stability.sam_cycle_amplitude(float(h), eta, rho)
     path = dynamics.trajectory(dynamics.monge_sam(0.1, rho), landscape, rng.standard_normal((5, 4)), 3000)
     end = amplitude(4.0, 0.1, rho)

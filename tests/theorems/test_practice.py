@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from llqr_sam_ref import SAM, Monge
 from llqr_sam_ref.exact import geometry
+from llqr_sam_ref.exact._arrays import Array
 from tests.theorems.catalogue import mutation
 
-Array = np.ndarray
 BITS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,

@@ -8,21 +8,17 @@ from collections.abc import Callable
 import numpy as np
 
 from llqr_sam_ref.exact import curvature, curvature_estimate, lqr, optima
+from llqr_sam_ref.exact._arrays import Array
 from llqr_sam_ref.exact.network import Network, layerwise_lqr
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.relaxation import inner_loop, relaxed_gradient, relaxed_objective
+from tests.exact.numerical import relative
 from tests.exact.relaxed import NAMES, random_like, random_spd, random_symmetric
 from tests.theorems.catalogue import mutation
-
-Array = np.ndarray
 
 
 def _norm(v: Array) -> float:
     return float(np.linalg.norm(v))
-
-
-def _relative(a: Array, b: Array) -> float:
-    return _norm(a - b) / _norm(b)
 
 
 def _whole(name: str, array: Array) -> Preconditioner:
@@ -84,7 +80,7 @@ def test_thm_one_probe_underdetermined(target: Callable[[Array], Array] = lambda
         for U in (first, second):
             assert abs(relaxed_objective(_whole("dense", U), g, G) + g @ best / 2) < 1e-10
             assert np.linalg.eigvalsh(U)[0] > 1e-6
-        assert _relative(first, second) > 0.3
+        assert relative(first, second) > 0.3
         assert np.linalg.matrix_rank(np.kron(np.eye(6), g)) == 6  # U g = s*: 6 conditions on 36 entries
 
 
@@ -102,7 +98,7 @@ def test_thm_diagonal_memorises(
         assert abs(relaxed_objective(_whole("diagonal", d), g, G) + g @ s / 2) < 1e-10 * (1 + g @ s)
         assert np.array_equal(d > 0, s * g > 0)
         negative.append(np.mean(d < 0))
-        errors.append(_relative(d * fresh, np.linalg.solve(G, fresh)))
+        errors.append(relative(d * fresh, np.linalg.solve(G, fresh)))
     assert np.mean(negative) > 0.1
     assert min(errors) > 0.5
 
@@ -124,11 +120,11 @@ def test_thm_multi_probe_optimum(uncorrelated: Callable[[np.random.Generator], A
         stacked = np.vstack([np.kron(np.linalg.cholesky(G).T, row[None]) for row in rows])
         wanted = np.concatenate([np.linalg.solve(np.linalg.cholesky(G), row) for row in rows])
         dense = np.linalg.lstsq(stacked, wanted, rcond=None)[0].reshape(5, 5)
-        assert _relative(optima.dense_optimum(G), dense) < 1e-8
+        assert relative(optima.dense_optimum(G), dense) < 1e-8
         hessian = np.mean([np.diag(row) @ G @ np.diag(row) for row in rows], axis=0)
         diagonal = np.linalg.solve(hessian, np.mean(rows**2, axis=0))
-        assert _relative(optima.diagonal_optimum(G, C), diagonal) < 1e-10
-        assert _relative(optima.diagonal_optimum(G, uncorrelated(rng)), 1 / np.diag(G)) < 1e-12
+        assert relative(optima.diagonal_optimum(G, C), diagonal) < 1e-10
+        assert relative(optima.diagonal_optimum(G, uncorrelated(rng)), 1 / np.diag(G)) < 1e-12
 
 
 def _draw(rng: np.random.Generator, law: str, count: int, d: int) -> Array:
@@ -158,7 +154,7 @@ def test_thm_random_probe_optimum(
             s = entry * batch
             entry = entry - 0.1 / (1 + step / 500) * np.mean((s @ G - batch) * batch, axis=0)
             kept.append(entry)
-        assert _relative(np.mean(kept[1000:], axis=0), optima.diagonal_optimum(G)) < 0.03
+        assert relative(np.mean(kept[1000:], axis=0), optima.diagonal_optimum(G)) < 0.03
     white = np.sqrt(d) * np.eye(d)  # a set of probes whose second moment is I exactly
     u = optima.scalar_optimum(G)
     assert abs(u - d / np.trace(G)) < 1e-14
@@ -167,7 +163,7 @@ def test_thm_random_probe_optimum(
     blocks = optima.block_optimum(G, (3, 5))
     residual = G @ blocks - np.eye(d)
     assert max(np.abs(residual[:3, :3]).max(), np.abs(residual[3:, 3:]).max()) < 1e-13
-    assert _relative(blocks, optima.dense_optimum(G)) > 0.1
+    assert relative(blocks, optima.dense_optimum(G)) > 0.1
     (slope,) = relaxed_gradient(_whole("dense", optima.dense_optimum(G)), white, G)
     assert np.abs(slope["U"]).max() < 1e-13
 
@@ -183,8 +179,8 @@ def test_thm_early_stopping_filter(
         w, v = np.linalg.eigh(G)
         U = inner_loop(_whole("dense", np.eye(6)), g, G, steps=17, eta_U=eta_U, beta=0.0, clip=None)
         s = v @ (optima.early_stopping_filter(w, 17, rate(eta_U, g)) * (v.T @ g))
-        assert _relative(U.apply(g), s) < 1e-12
-        assert _relative(U.to_dense(), np.eye(6) + np.outer(s - g, g) / (g @ g)) < 1e-12
+        assert relative(U.apply(g), s) < 1e-12
+        assert relative(U.to_dense(), np.eye(6) + np.outer(s - g, g) / (g @ g)) < 1e-12
     w = np.geomspace(1e-3, 20, 200)
     response = optima.early_stopping_filter(w, 17, 0.05)  # a w up to one
     assert np.all(response >= np.minimum(1, 1 / w) * (1 - 1e-14))
@@ -198,17 +194,17 @@ def test_thm_early_stopping_filter(
 def test_cex_loss_scale_relaxation(steps: int = 20) -> None:
     """The loss times c: the exact step stays, the early-stopped one turns."""
     w, g, eta_U = np.array([0.1, 0.5, 2.0, 5.0]), np.ones(4), 0.02
-    found = {}
+    steps_of = {}
     for c in (0.1, 1.0):
         assert np.allclose(np.linalg.solve(c * np.diag(w), c * g), g / w, rtol=1e-14)
-        found[c] = optima.early_stopping_filter(c * w, steps, eta_U * c * c * float(g @ g)) * c * g
-    assert found[0.1] @ found[1.0] / (_norm(found[0.1]) * _norm(found[1.0])) < 0.95
-    for c, s in found.items():
+        steps_of[c] = optima.early_stopping_filter(c * w, steps, eta_U * c * c * float(g @ g)) * c * g
+    assert steps_of[0.1] @ steps_of[1.0] / (_norm(steps_of[0.1]) * _norm(steps_of[1.0])) < 0.95
+    for c, s in steps_of.items():
         a = eta_U * c**3 * float(g @ g) * w
-        assert _relative(s, (1 / (c * w) + (1 - 1 / (c * w)) * (1 - a) ** steps) * c * g) < 1e-12
+        assert relative(s, (1 / (c * w) + (1 - 1 / (c * w)) * (1 - a) ** steps) * c * g) < 1e-12
         U = inner_loop(_whole("dense", np.eye(4)), c * g, c * np.diag(w), steps=steps, eta_U=eta_U, beta=0.0,
                        clip=None)  # fmt: skip
-        assert _relative(U.apply(c * g), s) < 1e-12
+        assert relative(U.apply(c * g), s) < 1e-12
 
 
 @mutation("the factor n is forgotten", total=lambda n, G: G)
@@ -218,10 +214,10 @@ def test_prop_sum_mean_scale(total: Callable[[int, Array], Array] = lambda n, G:
     G, g, eta_U = random_spd(rng, 6), rng.standard_normal(6), 1e-3
     w, v = np.linalg.eigh(G)
     for n in (1, 8, 128):
-        assert _relative(n * optima.dense_optimum(total(n, G)), optima.dense_optimum(G)) < 1e-13
+        assert relative(n * optima.dense_optimum(total(n, G)), optima.dense_optimum(G)) < 1e-13
         U = inner_loop(_whole("dense", np.eye(6)), g, total(n, G), steps=9, eta_U=eta_U, beta=0.0, clip=None)
         left = (1 - eta_U * n * (g @ g) * w) ** 9
-        assert _relative(U.apply(g), v @ ((1 / (n * w) + (1 - 1 / (n * w)) * left) * (v.T @ g))) < 1e-12
+        assert relative(U.apply(g), v @ ((1 / (n * w) + (1 - 1 / (n * w)) * left) * (v.T @ g))) < 1e-12
         assert abs(optima.early_stopping_filter([n * (1 / n)], 9, 0.05)[0] - 1) < 1e-14
 
 
@@ -251,7 +247,7 @@ def test_cor_closed_form(scale: Callable[[int], float] = float) -> None:
     for labels in itertools.product(range(3), repeat=m):
         V = network.gradient(weights, x, np.array(labels))
         moment += pi[np.arange(m), labels].prod() * np.outer(V, V)
-    assert _relative(scale(m) * moment, F) < 1e-13
+    assert relative(scale(m) * moment, F) < 1e-13
     values, vectors = np.linalg.eigh(moment)
     rows = np.sqrt(len(F)) * (vectors * np.sqrt(np.maximum(values, 0))).T  # the same second moment
     state = curvature_estimate.update_curvature(
@@ -266,5 +262,5 @@ def test_cor_closed_form(scale: Callable[[int], float] = float) -> None:
         if len(block.shape) == 2:
             basis = np.kron(block.arrays["E_Psi"], block.arrays["E_Phi"])
         wanted = basis / np.diag(basis.T @ F[part, part] @ basis + 0.1 * np.eye(size)) @ basis.T
-        assert _relative(block.to_dense(), wanted) < 1e-12
+        assert relative(block.to_dense(), wanted) < 1e-12
         start += size

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from llqr_sam_ref.exact import dynamics, geometry, landscapes, orbits, stability, trust_region
+from llqr_sam_ref.exact._arrays import Array
 from tests.theorems.catalogue import mutation
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def _worst_in_ball(g: Array, H: Array, rho: float, G: Array) -> Array:
     """The maximizer of g^T e + e^T H e / 2 over e^T G e <= rho^2: in z = G^(1/2) e the ball is round."""
     values, vectors = np.linalg.eigh(G)
     to_e = (vectors / np.sqrt(values)) @ vectors.T  # G^(-1/2)
-    return np.asarray(to_e @ trust_region.worst_step(to_e @ g, to_e @ H @ to_e, rho))
+    return np.asarray(to_e @ trust_region.trust_region_step(to_e @ g, to_e @ H @ to_e, rho))
 
 
 def _first_order(g: Array, H: Array, rho: float, G: Array) -> Array:
@@ -168,7 +167,7 @@ def test_thm_sam_worst_point_gap(order: int = 3) -> None:
         g = H @ w
         s = float(np.linalg.norm(g))
         rho = 0.01 * s
-        furthest, first = w + trust_region.worst_step(g, H, rho), w + geometry.ascent_step(g, rho)
+        furthest, first = w + trust_region.trust_region_step(g, H, rho), w + geometry.ascent_step(g, rho)
         # the two values as one product: their plain difference would lose half of the digits
         gap = float((furthest - first) @ H @ (furthest + first) / 2)
         tangential = _projector(g) @ H @ g / s

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from llqr_sam_ref.exact import landscapes
+from llqr_sam_ref.exact._arrays import Array
+from llqr_sam_ref.exact.optima import separable_minimizer
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner, identity_preconditioner
 from llqr_sam_ref.exact.relaxation import (
     average,
@@ -15,7 +17,7 @@ from llqr_sam_ref.exact.relaxation import (
     relaxed_gradient,
     relaxed_objective,
 )
-from llqr_sam_ref.exact.structures import EKFAC, STRUCTURES, Kronecker, separable_minimizer
+from llqr_sam_ref.exact.structures import EKFAC, STRUCTURES, Kronecker
 from tests.exact.relaxed import (
     NAMES,
     SIZE,
@@ -27,7 +29,6 @@ from tests.exact.relaxed import (
 )
 from tests.theorems.catalogue import mutation
 
-Array = np.ndarray
 Pair = tuple[Array, Array]
 
 
@@ -49,13 +50,13 @@ def _written_out(block: Block, x: Array, z: Array, dPsi: Callable[..., Array]) -
     E_Psi, E_Phi = a["E_Psi"], a["E_Phi"]
     X_hat, Z_hat = E_Psi.T @ X @ E_Phi, E_Psi.T @ Z @ E_Phi
     D = a["D"] if name == "ekfac" else np.outer(a["d_Psi"], a["d_Phi"])
-    found = {
+    gradients = {
         "E_Psi": Z @ E_Phi @ (D * X_hat).T + X @ E_Phi @ (D * Z_hat).T,
         "E_Phi": Z.T @ E_Psi @ (D * X_hat) + X.T @ E_Psi @ (D * Z_hat),
     }
     if name == "ekfac":
-        return found | {"D": Z_hat * X_hat}
-    return found | {"d_Psi": (Z_hat * X_hat) @ a["d_Phi"], "d_Phi": (Z_hat * X_hat).T @ a["d_Psi"]}
+        return gradients | {"D": Z_hat * X_hat}
+    return gradients | {"d_Psi": (Z_hat * X_hat) @ a["d_Phi"], "d_Phi": (Z_hat * X_hat).T @ a["d_Psi"]}
 
 
 @mutation("Phi' in place of Phi in the gradient of Psi", dPsi=lambda Z, X, Phi: Z @ Phi.T @ X.T)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from llqr_sam_ref.exact import dynamics, geometry, landscapes, stability
+from llqr_sam_ref.exact._arrays import Array
 from tests.theorems.catalogue import mutation
 
-Array = np.ndarray
 LimitRule = Callable[..., float]
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from llqr_sam_ref.train import checkpoint
 from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import load_data
-from llqr_sam_ref.train.loop import Trainer
+from llqr_sam_ref.train.loop import Observer, Trainer
+from llqr_sam_ref.train.methods import METHODS
 from llqr_sam_ref.train.presets import configured
-from llqr_sam_ref.train.ranks import Ranks
+from llqr_sam_ref.train.ranks import RunRanks
 
 QUIET: dict[str, Any] = {"progress": False, "tensorboard": False, "sharpness_examples": 0}
 SMALL: dict[str, Any] = {
@@ -30,20 +31,27 @@ SMALL: dict[str, Any] = {
 }
 # Shorter periods than a real run's, so that a few steps see several refits.
 QUICK = {"llqr": ("every=2", "basis_every=2"), "llqr-published": ("every=2", "steps=3")}
+QUICK["llqr-reported"] = QUICK["llqr-published"]
 
 
 def small(optimizer: str = "sgd", base: str | None = None, **settings: Any) -> TrainConfig:
     """An MLP with 8 hidden units on 96 digits: three steps an epoch."""
-    kind = "llqr" if optimizer in {"llqr", "llqr-sam"} else "llqr-published"
-    quick = {"llqr": QUICK[kind]} if optimizer.startswith("llqr") else {}
-    return configured("digits-mlp", optimizer, base).replace(**{**SMALL, **quick, **settings})
+    kin = next((name for name in (optimizer, *METHODS[optimizer].kin) if name in QUICK), None)
+    quick = {} if kin is None else {"llqr": QUICK[kin]}
+    usual = {**configured("digits-mlp", optimizer, base).flat(), **SMALL, **quick}
+    return TrainConfig.fitting(usual).replace(**settings)
 
 
-def trainer(config: TrainConfig, ranks: Ranks | None = None) -> Trainer:
+def read_by(method: str, **settings: Any) -> dict[str, Any]:
+    """Those of the settings that a method reads."""
+    return {name: value for name, value in settings.items() if name in METHODS[method].reads}
+
+
+def trainer(config: TrainConfig, ranks: RunRanks | None = None, observer: Observer | None = None) -> Trainer:
     """Its trainer, before the first step."""
-    here = Ranks() if ranks is None else ranks
+    here = RunRanks() if ranks is None else ranks
     dtype = torch.float64 if config.machine.precision == "float64" else torch.float32
-    return Trainer(config, load_data(config.data, here.device, dtype), here)
+    return Trainer(config, load_data(config.data, here.device, dtype), here, observer)
 
 
 def weights(trainer: Trainer) -> list[Tensor]:

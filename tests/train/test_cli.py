@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llqr_sam_ref.errors import MissingPackageError, needs
 from llqr_sam_ref.train import cli, record
 from llqr_sam_ref.train.presets import PRESETS
 from tests.train import files
@@ -219,6 +220,205 @@ def test_without_tyro_the_command_line_says_what_is_missing(
     monkeypatch.delattr("llqr_sam_ref.train.commands", raising=False)
     assert cli.main(["presets"]) == 2
     assert "llqr-sam-ref[train]" in capsys.readouterr().err
+
+
+# What is no mistake in the settings keeps its traceback, and what was saved is said.
+
+FOREIGN = """
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self, features, num_classes, breaks_at=0, how="type"):
+        super().__init__()
+        self.layer, self.passes = torch.nn.Linear(features, num_classes), 0
+        self.breaks_at, self.how = breaks_at, how
+
+    def forward(self, x):
+        self.passes += self.training
+        if self.passes > self.breaks_at:
+            if self.how == "type":
+                return self.layer(x.flatten(1)) + [1]
+            if self.how == "value":
+                raise ValueError("the model's own words")
+            x = x[:, :, 1:]
+        return self.layer(x.flatten(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "words"),
+    [
+        ("type", "TypeError", "unsupported operand"),
+        ("value", "ValueError", "the model's own words"),
+        ("shape", "RuntimeError", "mat1 and mat2 shapes cannot be multiplied"),
+    ],
+)
+@pytest.mark.parametrize("method", ["sgd", "llqr-sam"])
+def test_an_error_in_a_users_model_shows_where_it_is(
+    method: str,
+    how: str,
+    kind: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "foreign_network.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = tmp_path / "run"
+    command = [
+        "train",
+        "--preset",
+        "digits-mlp",
+        "--optimizer",
+        method,
+        "--model",
+        "foreign_network:Model",
+        *TINY,
+    ]
+    passes = {"sgd": 3, "llqr-sam": 6}[method]
+    command += ["--checkpoint-every", "2", "--out", str(run), "--model-args"]
+    assert cli.main([*command, "breaks_at=0", f"how={how}"]) == 1
+    said = capsys.readouterr().err
+    for word in (
+        "Traceback",
+        "foreign_network.py",
+        f"{kind}: ",
+        words,
+        f"no checkpoint was written to {run} yet",
+    ):
+        assert word in said
+    assert "error:" not in said
+    assert cli.main([*command, f"breaks_at={passes}", f"how={how}"]) == 1
+    said = capsys.readouterr().err
+    for word in (
+        "Traceback",
+        "foreign_network.py",
+        f"{run} has the checkpoint of step 2",
+        "the same command goes on",
+    ):
+        assert word in said
+
+
+@pytest.mark.parametrize("failing", ["evaluate", "compare"])
+def test_other_commands_keep_their_tracebacks(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--preset", "digits-mlp", *TINY, "--out", str(tmp_path)]
+    assert cli.main(["train", *command]) == 0
+    name = {
+        "evaluate": "llqr_sam_ref.train.loop.Trainer.evaluate",
+        "compare": "llqr_sam_ref.train.compare.table",
+    }
+    monkeypatch.setattr(name[failing], lambda *arguments: [][1])
+    with pytest.raises(IndexError):
+        cli.main([failing, str(tmp_path)])
+
+
+def test_settings_that_the_optimizer_refuses_have_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found when it is made, or at its first refit."""
+    command = ["train", "--preset", "digits-mlp", "--optimizer", "llqr", *TINY, "--out", str(tmp_path / "x")]
+    for more, word in (
+        (("--probe-size", "30"), "probes=8"),
+        (("--base", "adamw", "--llqr", "acts_on=gradient", "reduction=sume"), "reduction='sume'"),
+    ):
+        assert cli.main([*command, *more]) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert said.startswith("error: ")
+        assert word in said
+
+
+# What is not installed.
+
+
+def without(packages: tuple[str, ...], code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A program in a process where some packages cannot be found."""
+    finder = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {packages}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    return subprocess.run(
+        (sys.executable, "-c", finder + code, *arguments),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+COMMAND_LINE = "from llqr_sam_ref.train.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        (("torch", "tyro"), ("presets",), "tyro is not installed; pip install 'llqr-sam-ref[train]'."),
+        (("tyro",), ("presets",), "tyro is not installed; pip install 'llqr-sam-ref[train]'."),
+        (("torch",), ("presets", "--models"), "torch is not installed; pip install 'llqr-sam-ref[train]'."),
+        (
+            ("torch",),
+            ("train", "--preset", "digits-mlp", "--out", "x"),
+            "torch is not installed; pip install 'llqr-sam-ref[train]'.",
+        ),
+        (("torch",), ("evaluate", "x"), "torch is not installed; pip install 'llqr-sam-ref[train]'."),
+        (("torch",), ("compare", "x"), "torch is not installed; pip install 'llqr-sam-ref[train]'."),
+    ],
+)
+def test_the_command_line_says_which_extra_is_missing(
+    missing: tuple[str, ...], arguments: tuple[str, ...], extra: str
+) -> None:
+    done = without(missing, COMMAND_LINE, *arguments)
+    assert (done.returncode, done.stderr) == (2, f"error: {extra}\n")
+
+
+def test_presets_are_listed_without_torch() -> None:
+    done = without(("torch",), COMMAND_LINE, "presets")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("missing", "code", "extra"),
+    [
+        ("torch", "from llqr_sam_ref import SAM", "torch"),
+        ("torch", "import llqr_sam_ref.optim", "torch"),
+        ("torch", "from llqr_sam_ref.nets import mlp", "torch"),
+        ("torch", "from llqr_sam_ref.optim.curvature import Linearization", "torch"),
+        ("torch", "from llqr_sam_ref.train import train", "train"),
+        ("matplotlib", "from llqr_sam_ref.figures import METHODS", "figures"),
+    ],
+)
+def test_an_import_says_which_extra_is_missing(missing: str, code: str, extra: str) -> None:
+    done = without((missing,), code)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        f"MissingPackageError: {missing} is not installed; pip install 'llqr-sam-ref[{extra}]'."
+    )
+
+
+def test_a_package_that_lacks_something_itself_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_there.py").write_text("import a_package_that_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_nobody_has") as caught:
+        needs("half_there", "train")
+    assert not isinstance(caught.value, MissingPackageError)
+
+
+def test_what_needs_no_torch_works_without() -> None:
+    code = (
+        "from llqr_sam_ref import LLQRConfig; import llqr_sam_ref.exact.dynamics; print(LLQRConfig().every)"
+    )
+    done = without(("torch", "matplotlib", "tyro"), code)
+    assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
 
 
 def test_importing_the_package_needs_nothing_of_the_command_line() -> None:

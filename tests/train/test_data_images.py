@@ -17,8 +17,10 @@ from llqr_sam_ref.train.config import DataConfig
 from llqr_sam_ref.train.data import Data, load_data
 from llqr_sam_ref.train.data.arrays import ImageData, moments
 from llqr_sam_ref.train.data.base import noisy
-from llqr_sam_ref.train.data.folder import read_image
+from llqr_sam_ref.train.data.folder import FolderData, read_image
+from llqr_sam_ref.train.presets import configured
 from tests.train import files
+from tests.train.runs import QUIET, trainer
 
 CPU = torch.device("cpu")
 
@@ -116,7 +118,7 @@ def test_subsets_and_noise() -> None:
 def test_batches_are_an_order_of_all_examples() -> None:
     data = loaded("digits")
     batches = data.batches(64, torch.Generator().manual_seed(0))
-    assert len(batches) == data.steps(64) == 20
+    assert len(batches) == len(data.batches(64, torch.Generator().manual_seed(1))) == 20
     assert all(len(batch) == 64 for batch in batches)
     assert len(torch.cat(batches).unique()) == 1280
     with pytest.raises(ValueError, match="batch_size=1301"):
@@ -169,6 +171,55 @@ def test_windows_of_an_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path, 14, None), small[1:15, 1:15])
     np.testing.assert_array_equal(read_image(path, 14, (0.9, 0.0, 0.99, 0.9)), small[0:14, 2:16])
     np.testing.assert_array_equal(read_image(path, 14, (0.1, 0.99, 0.0, 0.1)), large[16:30, 0:14][:, ::-1])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_images_are_announced_as_they_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    """Every image of an epoch is decoded once, and no more than a batch waits; probes decode their own."""
+    image_folder(tmp_path, 5)
+    config = configured("resnet50-imagenet", "llqr").replace(**{
+        **{**QUIET, "data_path": str(tmp_path), "data_args": ("size=8",), "channels_last": False},
+        **{"model": "mlp", "model_args": ("hidden=4",), "label_smoothing": 0.0, "warmup": "0"},
+        **{"batch_size": 4, "probe_size": 2, "llqr": ("probes=1",), "accumulate": accumulate},
+        **{"epochs": 8, "precision": "float32"},
+    })
+    run = trainer(config)
+    data = run.data
+    assert isinstance(data, FolderData)
+    decoded: list[Path] = []
+
+    def counted(path: Path, size: int, draw: Any) -> Any:
+        decoded.append(path)
+        return read_image(path, size, draw)
+
+    monkeypatch.setattr("llqr_sam_ref.train.data.folder.read_image", counted)
+    waiting = []
+    for _ in range(8):
+        run.train_step()
+        waiting.append(len(data.ahead))
+    assert waiting == [accumulate] * 8
+    data.pool.shutdown()
+    assert len(decoded) == 4 * 9 + 2  # nine batches, one of them ahead, and the probe of the only refit
+
+
+def test_the_same_images_cut_otherwise_are_another_batch(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    data = loaded("imagenet", tmp_path, data_args=("size=14",))
+    indices, uniforms = torch.tensor([0, 1]), torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
+    alone, _ = data.train_batch(indices, uniforms)
+    data.announce(indices, 1 - uniforms)
+    found, _ = data.train_batch(indices, uniforms)
+    assert torch.equal(found, alone)
+    assert not torch.equal(data.train_batch(indices, 1 - uniforms)[0], alone)
+
+
+@pytest.mark.parametrize("size", ["size=0", "size=big", "size=1.5"])
+def test_a_window_without_a_size_is_refused(tmp_path: Path, size: str) -> None:
+    image_folder(tmp_path)
+    with pytest.raises(ValueError, match="size=.* is not allowed; pass an integer of at least 1"):
+        loaded("imagenet", tmp_path, data_args=(size,))
 
 
 # What is missing or damaged.

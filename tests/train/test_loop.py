@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from llqr_sam_ref.train import seeds
-from llqr_sam_ref.train.config import OPTIMIZERS, TrainConfig
-from llqr_sam_ref.train.loop import Trainer
+from llqr_sam_ref.train.config import TrainConfig
+from llqr_sam_ref.train.loop import Observer, Trainer
+from llqr_sam_ref.train.methods import METHODS
 from llqr_sam_ref.train.presets import configured
 from llqr_sam_ref.train.schedule import learning_rate
 from tests.train import files
-from tests.train.runs import QUIET, small, steps, trainer, weights
+from tests.train.runs import QUIET, read_by, small, steps, trainer, weights
 
-methods = pytest.mark.parametrize("method", OPTIMIZERS)
+methods = pytest.mark.parametrize("method", METHODS)
 
 
 def same(a: list[Tensor], b: list[Tensor], tolerance: float = 0.0) -> bool:
@@ -97,7 +98,7 @@ def test_rounding_does_not_choose_the_bases() -> None:
 
 @methods
 def test_every_method_goes_down(method: str) -> None:
-    run = trainer(small(method, epochs=20, rho=0.01, augment=()))
+    run = trainer(small(method, epochs=20, augment=(), **read_by(method, rho=0.01)))
     losses = []
     for _ in range(run.steps):
         run.train_step()
@@ -121,7 +122,7 @@ def test_perturbations_begin_and_pause() -> None:
     run = trainer(small("sam", sam_start=3, sam_every=2))
     radii = []
     for _ in range(6):
-        run.optimizer._radius = 0.0  # type: ignore[attr-defined]
+        run.optimizer.progress.radius = 0.0  # type: ignore[attr-defined]
         run.train_step()
         radii.append(run.radius > 0)
     assert radii == [False, False, False, True, False, True]
@@ -177,8 +178,9 @@ def test_meters_add_up_training_loss_and_accuracy() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
 @pytest.mark.parametrize("method", ["sgd", "sam", "m-sam", "llqr-sam"])
 def test_precisions_stay_near_the_widest(method: str, precision: str) -> None:
-    wide = trainer(small(method, rho=0.01))
-    narrow = trainer(small(method, rho=0.01, precision=precision))
+    settings = read_by(method, rho=0.01)
+    wide = trainer(small(method, **settings))
+    narrow = trainer(small(method, precision=precision, **settings))
     for run in (wide, narrow):
         for _ in range(3):
             run.train_step()
@@ -227,6 +229,77 @@ def test_compiled_passes_equal_plain_ones(method: str, monkeypatch: pytest.Monke
     assert same(weights(compiled), steps(small(method), 4), 1e-12)
 
 
+# Looking on.
+
+
+class Witness(Observer):
+    """Keeps what it sees, in order."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, list[Tensor], list[Tensor]]] = []
+
+    def note(self, when: str, run: Trainer) -> None:
+        parameters = list(run.model.parameters())
+        self.seen.append((
+            when,
+            [p.detach().clone() for p in parameters],
+            [p.grad.clone() for p in parameters if p.grad is not None],
+        ))
+
+    def first_pass(self, trainer: Trainer) -> None:
+        self.note("first pass", trainer)
+
+    def perturbed(self, trainer: Trainer) -> None:
+        self.note("perturbed", trainer)
+
+    def second_pass(self, trainer: Trainer) -> None:
+        self.note("second pass", trainer)
+
+    def stepped(self, trainer: Trainer) -> None:
+        self.note("stepped", trainer)
+
+
+def test_an_observer_sees_a_step_of_sam_from_inside() -> None:
+    """The gradients at w and at w + epsilon, the weights in between, and the step that follows; nothing changes."""
+    config = small("sam", rho=0.3, momentum=0.0, weight_decay=0.0, schedule="constant", lr=0.5, clip_norm=1e3)
+    run = trainer(config, observer=(witness := Witness()))
+    run.train_step()
+    names, weights, gradients = zip(*witness.seen, strict=True)
+    assert names == ("first pass", "perturbed", "second pass", "stepped")
+    length = torch.cat([g.flatten() for g in gradients[0]]).norm()
+    for i, w in enumerate(weights[0]):
+        torch.testing.assert_close(weights[1][i], w + 0.3 * gradients[0][i] / length, rtol=0, atol=1e-12)
+        torch.testing.assert_close(weights[3][i], w - 0.5 * gradients[2][i], rtol=0, atol=1e-12)
+    assert same(list(weights[2]), list(weights[0]))
+    assert same(list(gradients[1]), list(gradients[0]))
+    assert same(list(gradients[3]), list(gradients[2]))
+    assert same(list(weights[3]), steps(config, 1))
+
+
+@pytest.mark.parametrize(("method", "moments"), [("sgd", 2), ("sam", 4), ("llqr", 2), ("llqr-sam", 4)])
+def test_every_method_is_seen(method: str, moments: int) -> None:
+    run = trainer(small(method), observer=(witness := Witness()))
+    run.train_step()
+    assert len(witness.seen) == moments
+    assert same(weights(run), steps(small(method), 1))
+
+
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(small("sgd", epochs=3))
+    draw, drawn = run.data.batches, 0
+
+    def counted(size: int, generator: torch.Generator) -> list[Tensor]:
+        nonlocal drawn
+        drawn += 1
+        return draw(size, generator)
+
+    monkeypatch.setattr(run.data, "batches", counted)
+    for _ in range(run.steps):
+        run.train_step()
+        assert (run.steps_per_epoch, run.examples_per_epoch) == (3, 96)
+    assert drawn == 2  # of the epochs after the first, whose order tells how many steps there are
+
+
 # Sequences.
 
 
@@ -258,7 +331,8 @@ def test_parts_of_different_length_count_by_their_targets(tmp_path: Path) -> Non
 )
 @pytest.mark.parametrize("method", ["sam", "llqr-sam"])
 def test_other_tasks_train(preset: str, settings: dict[str, Any], method: str) -> None:
-    base = {**QUIET, "train_examples": 40, "batch_size": 32, "probe_size": 32, "epochs": 1, "warmup": "0"}
+    base = {**QUIET, "train_examples": 40, "batch_size": 32, "epochs": 1, "warmup": "0"}
+    base |= read_by(method, probe_size=32)
     run = trainer(configured(preset, method).replace(**{**base, **settings}))
     before = weights(run)
     run.train_step()
@@ -286,7 +360,7 @@ def test_both_passes_drop_the_same_units() -> None:
         "model_args": ("width=8", "depth=1", "heads=2", "dropout=0.5"),
         "data_args": ("p=11",),
     }
-    base = {"batch_size": 32, "epochs": 1, "precision": "float64", "probe_size": 32}
+    base = {"batch_size": 32, "epochs": 1, "precision": "float64"}
     config = configured("grokking-small", "sam").replace(**{**settings, **base, "rho": 0.0})
     plain = configured("grokking-small", "adamw").replace(**{**settings, **base})
     assert same(steps(config, 1), steps(plain, 1))

@@ -7,20 +7,19 @@ from typing import Any
 import pytest
 
 from llqr_sam_ref.config import LLQRConfig
-from llqr_sam_ref.train.config import OPTIMIZERS
-from llqr_sam_ref.train.data import LOADERS
+from llqr_sam_ref.train.methods import METHODS, llqr_config
 from llqr_sam_ref.train.models import MODELS
-from llqr_sam_ref.train.optimizers import llqr_config, perturbs
 from llqr_sam_ref.train.presets import PRESETS, configured
 from llqr_sam_ref.train.schedule import warmup_steps
+from llqr_sam_ref.train.sources import SOURCES
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", METHODS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_goes_with_every_method(preset: str, optimizer: str) -> None:
     config = configured(preset, optimizer)
     assert config.optimizer.optimizer == optimizer
-    assert config.data.data in LOADERS
+    assert config.data.data in SOURCES
     assert config.model.model in MODELS
     settings = llqr_config(config.optimizer)
     assert (settings is not None) == optimizer.startswith("llqr")
@@ -137,7 +136,7 @@ def test_settings_of_llqr_lie_over_the_methods() -> None:
 
 
 def test_which_methods_perturb() -> None:
-    assert {name for name in OPTIMIZERS if perturbs(name)} == {name for name in OPTIMIZERS if "sam" in name}
+    assert {name for name in METHODS if METHODS[name].perturbs} == {name for name in METHODS if "sam" in name}
 
 
 @pytest.mark.parametrize(

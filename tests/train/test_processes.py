@@ -17,7 +17,7 @@ from llqr_sam_ref.train import checkpoint, cli, record
 from llqr_sam_ref.train.config import MachineConfig
 from llqr_sam_ref.train.loop import Trainer
 from llqr_sam_ref.train.presets import configured
-from llqr_sam_ref.train.ranks import Ranks, device_of, started
+from llqr_sam_ref.train.ranks import RunRanks, device_of, started
 from llqr_sam_ref.train.run import train
 from tests.optim._ranks import run_on_ranks
 from tests.train import files
@@ -71,8 +71,8 @@ def test_torchrun_equals_one_process(tmp_path: Path, method: str) -> None:
 # The same with less around it.
 
 
-def ranks_of(rank: int, count: int) -> Ranks:
-    return Ranks(rank, count, torch.device("cpu"))
+def ranks_of(rank: int, count: int) -> RunRanks:
+    return RunRanks(rank=rank, world_size=count)
 
 
 def several_steps(
@@ -194,6 +194,134 @@ def test_what_cannot_be_sharded_says_so(tmp_path: Path) -> None:
         assert "structure='diagonal'" in said
 
 
+# All ranks know whether there is something to do, and none waits for one that has given up.
+
+
+def in_turn(rank: int, folder: str, runs: list[tuple[dict[str, Any], str]]) -> list[str]:
+    """What every run of the same folder on the first rank's disk comes to, on this rank: its loss, or what was said."""
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    own, outcomes = Path(folder) / f"disk{rank}", []
+    for settings, first_deletes in runs:
+        if rank == 0:
+            for path in own.glob(first_deletes):
+                path.unlink()
+        try:
+            outcomes.append(
+                f"loss {train(small('sam', checkpoint_every=3, **settings), own)['result']['loss']:.6f}"
+            )
+        except (ValueError, RuntimeError) as error:
+            outcomes.append(str(error))
+    return outcomes
+
+
+def test_all_ranks_agree_on_what_there_is_to_do(tmp_path: Path) -> None:
+    """Trained, shown, refused for other settings with and without its checkpoints, shown without, written again."""
+    nothing, all_of_them = "nothing", "*.pt"
+    runs = [
+        ({}, nothing),
+        ({}, nothing),
+        ({"seed": 1}, nothing),
+        ({"seed": 1}, all_of_them),
+        ({}, nothing),
+        ({}, record.NAME),
+        ({"seed": 1}, record.NAME),
+    ]
+    first, second = run_on_ranks(in_turn, str(tmp_path), [({**settings}, gone) for settings, gone in runs])
+    assert first == second
+    trained, shown, other, other_again, shown_again, anew, refused = first
+    assert trained.startswith("loss ")
+    assert shown == shown_again == anew == trained
+    for said in (other, other_again, refused):
+        assert "another run: seed=1 (there 0)" in said
+    assert not (tmp_path / "disk1").exists()
+
+
+def unwritable(rank: int, folder: str, what: str) -> str:
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    own = Path(folder) / f"disk{rank}"
+    config = small("sgd", checkpoint_every=3)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 0 and what == "folder":
+            own.write_text("a file")
+        elif rank == 0 and what == "picture":
+            patch.setattr("llqr_sam_ref.train.run._draw", lambda *arguments: 1 / 0)
+        elif rank == 0:
+            disk = os.open("/dev/full", os.O_WRONLY)
+            patch.setattr(os, "fsync", lambda descriptor: os.write(disk, b"x"))
+        elif what == "data":
+            config = config.replace(
+                data="text", model="decoder", model_args=(), data_path=str(own / "nowhere")
+            )
+        if rank == 0 and what == "data":
+            text = Path(folder) / "text"
+            text.write_text("abcdefgh" * 100)
+            arguments = {"data_args": ("context=4",), "train_examples": None, "test_examples": None}
+            config = config.replace(
+                data="text", model="decoder", model_args=(), data_path=str(text), **arguments
+            )
+        try:
+            train(config, own)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("what", "word"),
+    [
+        ("folder", "cannot be made a folder"),
+        ("disk", "the record is printed above"),
+        ("picture", "division by zero"),
+        ("data", "nowhere does not exist"),
+    ],
+)
+def test_what_fails_on_one_rank_ends_all(tmp_path: Path, what: str, word: str) -> None:
+    said = run_on_ranks(unwritable, str(tmp_path), what)
+    assert said[0] == said[1]
+    assert word in said[0]
+
+
+def batch_of_one(rank: int) -> str:
+    run = trainer(small("sgd"), ranks_of(rank, 2))
+    run._order = [indices[:1] for indices in run._order]
+    try:
+        run.train_step()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_batch_with_fewer_examples_than_ranks_is_refused_by_all() -> None:
+    said = run_on_ranks(batch_of_one)
+    assert said[0] == said[1]
+    assert "the batch of step 0 has 1 examples for 2 processes" in said[0]
+
+
+def conversation(rank: int) -> dict[str, Any]:
+    ranks = ranks_of(rank, 2)
+    model = torch.nn.BatchNorm1d(3)
+    model.running_mean.fill_(float(rank))  # type: ignore[union-attr]
+    ranks.share_buffers(model)
+    return {
+        "sum": ranks.sum(torch.tensor([1.0, rank])).tolist(),
+        "any": [ranks.any(rank == 1), ranks.any(False)],
+        "first": ranks.from_first(lambda: f"made by {rank}"),
+        "each": ranks.on_all(lambda: rank),
+        "buffers": [float(b.sum()) for b in model.buffers()],
+    }
+
+
+def test_what_ranks_send_one_another() -> None:
+    for rank, heard in enumerate(run_on_ranks(conversation)):
+        assert heard == {
+            "sum": [2.0, 1.0],
+            "any": [True, False],
+            "first": "made by 0",
+            "each": rank,
+            "buffers": [0.0, 3.0, 0.0],
+        }
+
+
 # What does not work.
 
 
@@ -239,7 +367,7 @@ def test_devices_that_are_not_there_are_named() -> None:
 
 def test_shares_are_fair() -> None:
     for n in range(20):
-        shares = [Ranks(rank, 3).share(n) for rank in range(3)]
+        shares = [RunRanks(rank=rank, world_size=3).share(n) for rank in range(3)]
         lengths = [s.stop - s.start for s in shares]
         assert sum(lengths) == n
         assert max(lengths) - min(lengths) <= 1

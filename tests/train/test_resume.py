@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from llqr_sam_ref.train import checkpoint, record
-from llqr_sam_ref.train.config import OPTIMIZERS, TrainConfig
+from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.loop import Trainer
+from llqr_sam_ref.train.methods import METHODS
 from llqr_sam_ref.train.presets import configured
 from llqr_sam_ref.train.run import Stopped, train
 from tests.train.runs import QUIET, saved_tensors, small, trainer, weights
@@ -35,7 +36,7 @@ def through_a_file(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5])
-@pytest.mark.parametrize("method", OPTIMIZERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_on_bit_for_bit(tmp_path: Path, method: str, stop: int) -> None:
     config = small(method, accumulate=2, weight_decay=1e-3)
     whole, first = trainer(config), trainer(config)
@@ -188,6 +189,76 @@ def test_a_record_that_was_lost_is_written_again(tmp_path: Path) -> None:
     assert (tmp_path / record.NAME).exists()
 
 
+def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics without what depends on the clock."""
+    return [{k: v for k, v in row.items() if "second" not in k} for row in result["metrics"]]
+
+
+@pytest.mark.parametrize("others", [{"seed": 1}, {"lr": 0.2}, {"epochs": 3}, {"momentum": 0.5}])
+@pytest.mark.parametrize("left", ["everything", "no checkpoints", "the record alone, of an earlier version"])
+def test_a_record_of_other_settings_is_not_this_runs_result(
+    tmp_path: Path, others: dict[str, Any], left: str
+) -> None:
+    """Also where checkpoints fall on the last step, and whether or not they were deleted since."""
+    made = train(small("sam", checkpoint_every=3), tmp_path)
+    if left != "everything":
+        for name in (checkpoint.NAME, checkpoint.PREVIOUS):
+            (tmp_path / name).unlink()
+    if "earlier" in left:
+        made["config"] = {
+            k: v for k, v in made["config"].items() if k not in {"holdout", "decay", "nesterov"}
+        }
+        record.write(tmp_path, made)
+    name, value = next(iter(others.items()))
+    there = made["config"][name]
+    with pytest.raises(
+        ValueError, match=rf"another run: {name}={value} \(there {there}\)\. Pass another --out"
+    ):
+        train(small("sam", checkpoint_every=3, **others), tmp_path)
+    assert record.read(tmp_path) == made
+
+
+def test_the_record_of_the_same_settings_is_shown_without_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate that a record rounds is still the same; what only shows may differ."""
+    config = small("sam", lr=1 / 30, checkpoint_every=4)
+    made = train(config, tmp_path)
+    for name in (checkpoint.NAME, checkpoint.PREVIOUS):
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(Trainer, "train_step", lambda self: pytest.fail("it trained again"))
+    assert train(config.replace(log_every=2), tmp_path) == record.read(tmp_path) == made
+    assert "was finished before" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"lr=0\.0333334 \(there 0\.0333333\)"):
+        train(config.replace(lr=0.0333334), tmp_path)
+
+
+def test_a_record_without_the_last_checkpoint_gets_it(tmp_path: Path) -> None:
+    """It was stopped between the two: the last steps are taken again."""
+    config = small("sam", checkpoint_every=4)
+    made = train(config, tmp_path)
+    weights = saved_tensors(tmp_path)
+    (tmp_path / checkpoint.PREVIOUS).replace(tmp_path / checkpoint.NAME)
+    assert checkpoint.read(tmp_path / checkpoint.NAME)["step"] == 4
+    assert rows(train(config, tmp_path)) == rows(made)
+    assert checkpoint.read(tmp_path / checkpoint.NAME)["step"] == 6
+    assert same(saved_tensors(tmp_path), weights)
+
+
+def test_stopped_between_the_last_step_and_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small("sam", checkpoint_every=3)
+    made = train(config, tmp_path / "whole")
+    monkeypatch.setattr(record, "write", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "part")
+    monkeypatch.undo()
+    monkeypatch.setattr(Trainer, "train_step", lambda self: pytest.fail("it trained again"))
+    assert rows(train(config, tmp_path / "part")) == rows(made)
+    assert record.read(tmp_path / "part")["result"]["accuracy"] == made["result"]["accuracy"]
+
+
 # What goes wrong.
 
 
@@ -290,3 +361,15 @@ def test_a_disk_that_stays_full_is_an_error_with_the_result_shown(
     shown = capsys.readouterr().err
     assert json.loads(shown[shown.index("{") :])["result"]["accuracy"] > 0
     assert not (tmp_path / record.NAME).exists()
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ValueError, match="out='.*run' cannot be made a folder.*pass another --out"):
+        train(small("sgd"), tmp_path / "run")
+
+
+def test_a_file_that_is_no_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / record.NAME).write_text("{}")
+    with pytest.raises(ValueError, match="record.json is not the record of a run; remove it"):
+        train(small("sgd"), tmp_path)

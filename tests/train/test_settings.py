@@ -30,7 +30,10 @@ def test_a_configuration_survives_json() -> None:
         model_args=("width=8",),
         milestones=(3.0, 4.5),
         clip_norm=1.0,
+        data="text",
         data_path="x",
+        schedule="step",
+        optimizer="adamw",
         betas=(0.9, 0.98),
     )
     assert TrainConfig.from_flat(json.loads(json.dumps(config.flat()))) == config

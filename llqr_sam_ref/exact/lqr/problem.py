@@ -5,7 +5,7 @@
         + 1/2 x_N' Q_N x_N + q_N' x_N
     subject to x_{i+1} = A_i x_i + B_i u_i, x_0 given.
 
-``lqr`` solves it; import these names from there.
+Stages are i = 0, ..., N-1. ``sweep`` solves it; both are reached through ``lqr``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Arrays = tuple[Array, ...]
 
 @dataclass(frozen=True, eq=False, init=False)
 class Problem:
-    """A linear-quadratic problem: 1/2 x'Q x + 1/2 u'R u + u'M x + q'x + r'u a stage, x_{i+1} = A x + B u.
+    """A linear-quadratic problem: 1/2 x'Q x + 1/2 u'R u + u'M x + q'x + r'u per stage, x_{i+1} = A x + B u.
 
     Stages may differ in size, and a stage may have no control (a passive stage).
 
@@ -75,7 +75,7 @@ class Problem:
         """
         stages = len(A)
         if stages == 0:
-            raise ValueError("A=() has no stage; give one matrix A_i a stage, at least one.")
+            raise ValueError("A=() has no stage; give one matrix A_i per stage, at least one.")
         A_given = [_array(f"A[{i}]", value, 2) for i, value in enumerate(A)]
         B_given = [_array(f"B[{i}]", value, 2) for i, value in enumerate(B)]
         states = [value.shape[1] for value in A_given] + [len(A_given[-1])]
@@ -97,7 +97,7 @@ class Problem:
             if len(values) != len(wanted):
                 raise ValueError(
                     f"{letter} has {len(values)} entries; with {stages} stages it needs {len(wanted)}"
-                    + (" (one a state, the last state included)." if letter in "Qq" else ".")
+                    + (" (one per state, the last state included)." if letter in "Qq" else ".")
                 )
             kept = tuple(
                 _entry(f"{letter}[{i}]", value, shape, symmetric=letter in "QR")
@@ -123,7 +123,7 @@ class Problem:
         """The same stage N times: a time-invariant problem.
 
         Args:
-            stages: N, at least 1.
+            stages: N, the number of stages, at least 1.
             A: the square matrix A of every stage.
             B: the matrix B of every stage.
             Q: the state cost Q of every stage.
@@ -295,7 +295,7 @@ def random_problem(
     """A random well-scaled problem with all terms present, to test or to time the sweep.
 
     Args:
-        stages: N.
+        stages: N, the number of stages.
         state: the size of every x_i.
         control: the size of every u_i.
         rng: the source of randomness.

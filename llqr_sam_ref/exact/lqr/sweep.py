@@ -1,13 +1,7 @@
-"""Time-varying linear-quadratic control with cross and affine terms, solved exactly.
+"""The linear-quadratic problem, solved exactly: one sweep backwards and one forwards.
 
-The problem, for stages i = 0, ..., N-1 and a given first state x_0:
-
-    minimize over u_0, ..., u_{N-1}
-        sum_i [ 1/2 x_i' Q_i x_i + 1/2 u_i' R_i u_i + u_i' M_i x_i + q_i' x_i + r_i' u_i ]
-        + 1/2 x_N' Q_N x_N + q_N' x_N
-    subject to x_{i+1} = A_i x_i + B_i u_i.
-
-One sweep backwards turns it into N small problems, one sweep forwards reads the controls off:
+The sweep backwards turns ``Problem`` into N small problems, stage i = N-1 first; the sweep forwards reads the
+controls off:
 
     R~_i = R_i + B_i' P_{i+1} B_i        M~_i = M_i + B_i' P_{i+1} A_i
     K_i  = -R~_i^{-1} M~_i               k_i  = -R~_i^{-1} (r_i + B_i' p_{i+1})
@@ -52,9 +46,9 @@ class Sweep:
         R_tilde: R~_i, the stage matrices: Hessians in u_i of all that follows.
         M_tilde: M~_i, the cross terms with tomorrow's price included.
         K: feedback gains, u_i = K_i x_i + k_i.
-        k: feedforward controls.
+        k: feedforward controls k_i (u_i,).
         P: value matrices, V_i(x) = 1/2 x'P_i x + p_i'x + constant.
-        p: value slopes.
+        p: value slopes p_i (x_i,).
         constant: the constant of V_0, -1/2 sum_i h_i' R~_i^{-1} h_i with h_i = r_i + B_i'p_{i+1}.
         stage_inertia: signs of the eigenvalues of each R~_i.
     """
@@ -128,19 +122,19 @@ def riccati(problem: Problem) -> Sweep:
     Source: Anderson and Moore (1990), chapter 2; LLQR, arXiv 2605.04230, section 4.
     """
     P, p, size = problem.Q[-1], problem.q[-1], float(np.linalg.norm(problem.Q[-1]))
-    found: list[_Stage] = []
+    stages: list[_Stage] = []
     for i in reversed(range(problem.horizon)):
-        found.insert(0, _backward_stage(problem, i, P, p, size))
-        P, p, size = found[0].P, found[0].p, found[0].size
+        stages.insert(0, _backward_stage(problem, i, P, p, size))
+        P, p, size = stages[0].P, stages[0].p, stages[0].size
     return Sweep(
-        R_tilde=tuple(stage.R_tilde for stage in found),
-        M_tilde=tuple(stage.M_tilde for stage in found),
-        K=tuple(stage.K for stage in found),
-        k=tuple(stage.k for stage in found),
-        P=(*(stage.P for stage in found), problem.Q[-1]),
-        p=(*(stage.p for stage in found), problem.q[-1]),
-        constant=-0.5 * sum(stage.saved for stage in found),
-        stage_inertia=tuple(stage.inertia for stage in found),
+        R_tilde=tuple(stage.R_tilde for stage in stages),
+        M_tilde=tuple(stage.M_tilde for stage in stages),
+        K=tuple(stage.K for stage in stages),
+        k=tuple(stage.k for stage in stages),
+        P=(*(stage.P for stage in stages), problem.Q[-1]),
+        p=(*(stage.p for stage in stages), problem.q[-1]),
+        constant=-0.5 * sum(stage.saved for stage in stages),
+        stage_inertia=tuple(stage.inertia for stage in stages),
     )
 
 
@@ -163,9 +157,9 @@ def _backward_stage(problem: Problem, i: int, P: Array, p: Array, size: float) -
 
     Args:
         problem: the problem.
-        i: the stage.
-        P: P_{i+1}.
-        p: p_{i+1}.
+        i: index of the stage.
+        P: P_{i+1}, tomorrow's value matrix.
+        p: p_{i+1}, tomorrow's value slope.
         size: norm of the terms that were added up in P_{i+1}. It is known to eps * size, and a pivot of R~_i
             smaller than what this rounding makes of it is no pivot.
 
@@ -208,10 +202,10 @@ def _stage_gains(R_tilde: Array, F: Array, signs: Array, H: Array) -> tuple[Arra
     is badly conditioned it is not.
 
     Args:
-        R_tilde: the stage matrix.
-        F: its factor.
+        R_tilde: the stage matrix R~ (u, u).
+        F: its factor (u, u).
         signs: the signs between the factors.
-        H: right-hand sides, as columns.
+        H: right-hand sides as columns (u, columns).
 
     Returns:
         The gains -R~^{-1} H, and V with F diag(signs) V = -H.

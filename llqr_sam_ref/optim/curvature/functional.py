@@ -7,6 +7,7 @@ derivative.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ class PureModule:
                 raise ValueError(unknown_name("states", name, known))
         self.module, self.loss_fn, self.states = module, loss_fn, tuple(states)
         self.names = tuple(trainable)
+        self._parameters = {name for name, _ in module.named_parameters()}
         self.device = next(iter(trainable.values())).device
 
     def at(self, inputs: Batch, targets: Any) -> Point:
@@ -118,18 +120,25 @@ class PureModule:
         parameters = dict(self.module.named_parameters())
         if tuple(n for n, p in parameters.items() if p.requires_grad) != self.names:
             raise ValueError("the module's trainable parameters have changed since the set-up; set up anew.")
-        frozen = {n: p.detach() for n, p in parameters.items() if not p.requires_grad}
-        buffers = dict(self.module.named_buffers())
+        still = {n: p for n, p in parameters.items() if not p.requires_grad} | dict(
+            self.module.named_buffers()
+        )
+        special = {n: t for n, t in still.items() if _is_special(t)}  # they stay in the module
+        passed = {n: t for n, t in still.items() if n not in special}
         leaves, tree = pytree.tree_flatten((_arguments(inputs), targets))
         holes = tuple(HOLE if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        layout = Layout((*frozen, *buffers), holes, tree)
+        layout = Layout(tuple(passed), holes, tree)
         params = [_promote(parameters[name].detach()) for name in self.names]
-        rest = [_promote(t) for t in (*frozen.values(), *(b.detach().clone() for b in buffers.values()))]
-        rest += [_promote(leaf.detach()) for leaf in leaves if isinstance(leaf, Tensor)]
+        rest = [
+            _promote(t.detach()) if isinstance(t, nn.Parameter) else _promote(t.detach().clone())
+            for t in passed.values()
+        ]
+        rest += [_promote(leaf.detach().clone()) for leaf in leaves if isinstance(leaf, Tensor)]
         shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in (*params, *rest))
         flags = tuple(module.training for module in self.module.modules())
-        key = (shapes, layout.fixed, repr(holes), str(tree), flags)
-        sources = [(t, t._version) for t in (*parameters.values(), *buffers.values())]
+        untouched = tuple((name, id(t), t._version) for name, t in special.items())
+        key = (shapes, layout.fixed, repr(holes), str(tree), flags, untouched, _settings(self.module))
+        sources = [(t, t._version) for t in (*parameters.values(), *still.values())]
         return Point(params, rest, layout, key, sources)
 
     def forward(self, params: Sequence[Tensor], rest: Sequence[Tensor], layout: Layout) -> list[Tensor]:
@@ -147,8 +156,10 @@ class PureModule:
             ValueError: an output is not one floating-point tensor, or a state is not computed exactly once.
         """
         tensors = dict(zip(self.names, params, strict=True))
-        tensors.update(zip(layout.fixed, rest, strict=False))
-        (arguments, keywords), _ = _unflatten(rest, layout)
+        fixed = dict(zip(layout.fixed, rest, strict=False))
+        # What the module may write into is a copy every time, so that every evaluation sees the same.
+        tensors.update({name: t if name in self._parameters else t.clone() for name, t in fixed.items()})
+        (arguments, keywords), _ = pytree.tree_map_only(Tensor, Tensor.clone, _unflatten(rest, layout))
         caught: dict[str, list[Tensor]] = {name: [] for name in self.states}
         modules = dict(self.module.named_modules())
         handles = []
@@ -194,6 +205,23 @@ class PureModule:
         """The targets of a point."""
         return _unflatten(rest, layout)[1]
 
+    def agrees(self, point: Point, values: Sequence[Tensor]) -> bool:
+        """Whether outputs and states are what the module computes now (one forward pass; waits for the device).
+
+        Args:
+            point: where.
+            values: what a trace has made of them.
+
+        Returns:
+            True if they differ by rounding at most.
+        """
+        with torch.no_grad():
+            truth = self.forward(point.params, point.rest, point.layout)
+        return all(
+            value.shape == true.shape and float((value - true).abs().max()) <= _rounding(true)
+            for value, true in zip(values, truth, strict=True)
+        )
+
     def check(self, point: Point) -> None:
         """Evaluate twice and see that the module, the loss and the batch belong together.
 
@@ -201,8 +229,7 @@ class PureModule:
             point: where.
 
         Raises:
-            ValueError: the batch does not fit or is not finite, two evaluations differ, or buffers are
-                written.
+            ValueError: the batch does not fit or is not finite, or two evaluations differ.
         """
         leaves = point.rest[len(point.layout.fixed) :]
         shapes = [tuple(leaf.shape) for leaf in leaves]
@@ -211,7 +238,6 @@ class PureModule:
                 raise ValueError(
                     f"the probe batch (shapes {shapes}) contains NaN or Inf; remove those examples."
                 )
-        versions = [tensor._version for tensor in point.rest]
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad(), isolated(self.device):
             try:
@@ -231,12 +257,7 @@ class PureModule:
             raise ValueError(
                 f"the probe batch (shapes {shapes}) gives a loss of {loss.item()} or outputs not finite."
             )
-        if [tensor._version for tensor in point.rest] != versions:
-            raise ValueError(
-                "the module writes into its buffers or inputs when it is evaluated; it must not."
-            )
-        tolerance = float(torch.finfo(first.dtype).eps) ** 0.5 * float(first.abs().max())
-        if first.shape != second.shape or float((first - second).abs().max()) > tolerance:
+        if first.shape != second.shape or float((first - second).abs().max()) > _rounding(first):
             raise ValueError(
                 "two evaluations of the module on the same batch differ; switch off what is random in it."
             )
@@ -297,6 +318,55 @@ def _catch(into: list[Tensor]) -> Any:
         into.append(output.clone() if isinstance(output, Tensor) else output)
 
     return hook
+
+
+def _rounding(values: Tensor) -> float:
+    """How much two ways to compute the same values may differ."""
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    return largest * math.sqrt(torch.finfo(values.dtype).eps)
+
+
+def _is_special(tensor: Tensor) -> bool:
+    """Whether a frozen tensor means something only as it is: of another class, or with attributes, as if quantized."""
+    if type(tensor) not in {Tensor, nn.Parameter}:
+        return True
+    return bool(vars(tensor)) and not (tensor.is_floating_point() and tensor.element_size() < 4)
+
+
+def _settings(module: nn.Module) -> Hashable:
+    """What a forward pass can read of a module beside its tensors, as far as it can be compared.
+
+    Args:
+        module: with all that is in it.
+
+    Returns:
+        Numbers and names by their values, containers by what they hold, other objects by their identity. (What changes
+        inside such an object is noticed when a trace is compared with the module.)
+    """
+    return tuple(
+        (
+            name,
+            type(part),
+            _comparable({k: v for k, v in vars(part).items() if k not in _TENSORS_OF_A_MODULE}),
+        )
+        for name, part in module.named_modules()
+    )
+
+
+_TENSORS_OF_A_MODULE = {"_parameters", "_buffers", "_modules", "training"}
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+def _comparable(value: object) -> Hashable:
+    if isinstance(value, _PLAIN):
+        return type(value), value if value == value else "nan"
+    if isinstance(value, Mapping):
+        return type(value), tuple((_comparable(k), _comparable(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(_comparable, value))
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(map(_comparable, value))
+    return type(value), id(value)
 
 
 def _promote(tensor: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ depends on the weights alone is evaluated again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,29 @@ class _Setup:
     slope: Tensor | None = None
     gradient: list[Tensor] | None = None
     hessian: HessianProduct | None = None
+
+
+_AROUND: ContextVar[Callable[[str], AbstractContextManager[object]]] = ContextVar(
+    "around", default=lambda _: nullcontext()
+)
+
+
+@contextmanager
+def observed(around: Callable[[str], AbstractContextManager[object]]) -> Iterator[None]:
+    """Count or time curvature products, wherever they are taken: in a refit, for instance.
+
+    Args:
+        around: called with "ggn", "fisher" or "hessian" for each product, which then runs inside the context that it
+            returns.
+
+    Yields:
+        Nothing.
+    """
+    token = _AROUND.set(around)
+    try:
+        yield
+    finally:
+        _AROUND.reset(token)
 
 
 class Linearization:
@@ -165,7 +189,13 @@ class Linearization:
             jacobian: Jacobian
             if split is not None:
                 jacobian = TracedJacobian(split, point)
-            else:
+                if not new and not pure.agrees(
+                    point, jacobian.values
+                ):  # something changed that the key cannot see
+                    self._traces = _Traces(count=self._traces.count)
+                    split = self._split(self._traces.jacobians, trace_jacobian, point)
+                    jacobian = jacobian if split is None else TracedJacobian(split, point)
+            if split is None:
                 with _twice_differentiable():
                     jacobian = KeptJacobian(pure, point)
                     if new:  # what cannot be differentiated shows here and not at the first product
@@ -238,7 +268,8 @@ class Linearization:
         def curvature(change: Tensor) -> Tensor:
             return torch.autograd.grad(slope, here.output, change, retain_graph=True)[0]
 
-        return self._sandwich(here, v, curvature)
+        with _AROUND.get()("ggn"):
+            return self._sandwich(here, v, curvature)
 
     def fisher(self, v: Vector, reduction: str | None = None) -> Vector:
         """The Fisher product J^T Q J v, with Q of the likelihood's labels, plus the costs on states.
@@ -259,7 +290,8 @@ class Linearization:
             product = likelihood.curvature(outputs, targets, change)
             return product / likelihood.terms(outputs, targets) if mean else product
 
-        return self._sandwich(here, v, curvature)
+        with _AROUND.get()("fisher"):
+            return self._sandwich(here, v, curvature)
 
     def hessian(self, v: Vector) -> Vector:
         """The Hessian product H v of the loss, plus the costs on states.
@@ -271,7 +303,7 @@ class Linearization:
             A vector of weights.
         """
         here = self._here()
-        with isolated(self._pure.device), _twice_differentiable():
+        with _AROUND.get()("hessian"), isolated(self._pure.device), _twice_differentiable():
             if here.hessian is None:
                 split = self._split(self._traces.hessians, trace_hessian, here.point)
                 here.hessian = (

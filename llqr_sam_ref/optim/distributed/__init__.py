@@ -1,1 +1,3 @@
-"""Ranks of a process group, and parameters that are sharded over them."""
+"""Ranks of a process group, and parameters that are sharded over them. Private."""
+
+__all__: list[str] = []

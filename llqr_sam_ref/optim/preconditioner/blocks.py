@@ -92,21 +92,31 @@ def make_blocks(
 
     Args:
         groups: ``param_groups``, each with its ``structure``.
-        names: of the parameters in the model.
+        names: of the parameters in the model; those that have left it are passed over.
         config: what LLQR does: in closed form a block is one parameter; in the inner loop, where the structure joins
             layers, it is all of a layer's parameters in the group's structure, bias first.
 
     Returns:
         The blocks; parameters with structure="identity" have none, nor have layers that are frozen.
+
+    Raises:
+        RuntimeError: no parameter that is to be learned belongs to the model any more.
     """
     together: dict[tuple[str, str], list[Tensor]] = {}
+    gone = False
     for group in groups:
         kind = group["structure"] or config.structure
         for parameter in group["params"]:
-            if kind != "identity":
+            gone |= kind != "identity" and parameter not in names
+            if kind != "identity" and parameter in names:
                 name = names[parameter]
                 layer = name.rpartition(".")[0] if _joins_layers(kind, config) else name
                 together.setdefault((kind, layer), []).append(parameter)
+    if gone and not together and names:
+        raise RuntimeError(
+            "none of the optimizer's parameters belongs to the model any more: they were replaced, as by "
+            "load_state_dict(assign=True) or to_empty(). Build the optimizers anew over model.parameters()."
+        )
     return [
         _make_block(name, kind, members, names, config)
         for (kind, name), members in together.items()

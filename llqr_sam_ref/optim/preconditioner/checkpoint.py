@@ -57,11 +57,17 @@ def check_entries(
 
 
 def check_complete(
-    entries: Sequence[tuple[Any, Tensor, Mapping[str, Any]]], expected: Shapes, config: LLQRConfig
+    groups: Sequence[Mapping[str, Any]],
+    entries: Sequence[tuple[Any, Tensor, Mapping[str, Any]]],
+    expected: Shapes,
+    config: LLQRConfig,
 ) -> None:
-    """See that every block has entries, and the right ones.
+    """See that every block has the entries that were saved, and the right ones.
+
+    A block that had none then, being frozen or not there yet, begins at U = I and is refitted at once.
 
     Args:
+        groups: of the state dict, which say how many parameters had entries when it was saved.
         entries: the key in the state dict, the parameter, and its entries, for all parameters.
         expected: names and shapes by the first parameter of each block.
         config: what LLQR does.
@@ -72,8 +78,10 @@ def check_complete(
     for _, parameter, mine in entries:
         check_entries(parameter, mine, expected, config)
     missing = [key for key, parameter, mine in entries if parameter in expected and not mine]
-    if missing:
+    there = sum(bool(mine) for _, _, mine in entries)
+    saved = sum(int(group.get("llqr_blocks", there + len(missing))) for group in groups)
+    if missing and there < saved:
         raise ValueError(
-            f"state_dict has no llqr_ entries for parameter {missing[0]!r}; it is truncated, or was saved when the "
-            "parameter was frozen: load a complete one."
+            f"state_dict has no llqr_ entries for parameter {missing[0]!r}; it is truncated ({there} of the {saved} "
+            "parameters that were saved have some): load a complete one."
         )

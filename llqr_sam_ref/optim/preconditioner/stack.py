@@ -110,7 +110,8 @@ class Stack:
 def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
     """Stack blocks of equal kind, and make their entries in ``own`` views of the stacks.
 
-    Entries that are there keep their values; U = I and an empty memory for blocks without.
+    Entries that are there keep their values; U = I and an empty memory for blocks without, and for blocks whose shape
+    has changed.
 
     Args:
         blocks: what is learned.
@@ -122,6 +123,8 @@ def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
     together: dict[Any, list[Block]] = {}
     for block in blocks:
         dtype = torch.promote_types(block.head.dtype, torch.float32)
+        if not _fits(block, own.get(block.head, {})):  # a pruned or regrown layer begins anew
+            own.pop(block.head, None)
         counts = tuple(int(own.get(block.head, {}).get(name, 0)) for name in COUNTS)
         kind = block.structure, block.guards_signs, dtype, block.head.device, counts, block.trainable
         together.setdefault(kind, []).append(block)
@@ -142,6 +145,12 @@ def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
     return stacks
 
 
+def _fits(block: Block, entries: Mapping[str, Any]) -> bool:
+    """Whether what is stored has the shapes that the block has now."""
+    wanted = block.saved_shapes()
+    return all(tuple(entries[name].shape) == shape for name, shape in wanted.items() if name in entries)
+
+
 class Preconditioner:
     """U over all parameters: the stacks, and the identity on everything else.
 
@@ -155,9 +164,23 @@ class Preconditioner:
         learned = {p for stack in stacks for block in stack.blocks for p in block.parameters}
         self.names = {p: name for p, name in names.items() if p in learned}  # in the model's order
 
-    def learned(self, parameter: Tensor) -> bool:
-        """Whether U is learned on this parameter; elsewhere it is the identity."""
-        return parameter in self.names
+    @property
+    def behind(self) -> bool:
+        """Whether some trainable blocks have never been refitted and others have: layers thawed or added on the way."""
+        ages = {stack.refits > 0 for stack in self.stacks if stack.trainable}
+        return ages == {True, False}
+
+    def learned(self) -> set[Tensor]:
+        """The parameters whose U is in the units of a refit; elsewhere it is the identity.
+
+        Where nothing has been refitted yet U is the identity everywhere, and all units are the same.
+
+        Returns:
+            All that have a block, but for those that wait for their first refit while others have had theirs.
+        """
+        fresh = [stack for stack in self.stacks if stack.refits == 0]
+        waiting = fresh if self.behind else []
+        return set(self.names) - {p for stack in waiting for block in stack.blocks for p in block.parameters}
 
     def apply(self, vectors: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
         """U v.

@@ -1,1 +1,3 @@
-"""The gradients that teach U."""
+"""The gradients that teach U. Private."""
+
+__all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Data sets by name: each is read by a file of its own, when it is asked for."""
+"""Data sets by name: each is read by a file of its own, when it is asked for; the table is in train/sources.py."""
 
 from __future__ import annotations
 
@@ -9,26 +9,13 @@ from typing import Any
 
 import torch
 
-from llqr_sam_ref.errors import check_choice, unknown_name
+from llqr_sam_ref.errors import UserError, unknown_name
 from llqr_sam_ref.train.config import DataConfig
 from llqr_sam_ref.train.data.base import IGNORED, Batch, Data
 from llqr_sam_ref.train.settings import parse
+from llqr_sam_ref.train.sources import SOURCES
 
 __all__ = ["IGNORED", "Batch", "Data", "load_data"]
-
-IMAGES = ("digits", "idx", "cifar")
-LOADERS = {
-    "digits": "digits:load",
-    "mnist": "idx:load",
-    "fashion-mnist": "idx:load",
-    "cifar10": "cifar:load",
-    "cifar100": "cifar:load",
-    "imagenet": "folder:load",
-    "modular": "tokens:TableData",
-    "text": "tokens:load_text",
-    "parallel": "parallel:load",
-    "pairs": "pairs:load",
-}
 
 
 def load_data(
@@ -46,27 +33,20 @@ def load_data(
         The data.
 
     Raises:
-        ValueError: its name or one of its arguments is unknown, or its files are missing or damaged.
+        UserError: one of its arguments is unknown or not allowed, or its files are missing or damaged.
     """
-    check_choice("data", config.data, LOADERS)
-    module, function = LOADERS[config.data].split(":")
+    module, _, function = SOURCES[config.data].place.partition(":")
     load: Callable[..., Data] = getattr(import_module(f"{__name__}.{module}"), function)
     given = parse("data_args", config.data_args)
     offered: dict[str, Any] = {"dtype": dtype, "workers": workers}
-    parameters = inspect.signature(load).parameters
-    known = [name for name in parameters if name not in {"config", "device", *offered}]
+    signature = inspect.signature(load)
+    known = [name for name in signature.parameters if name not in {"config", "device", *offered}]
     for name in given:
         if name not in known:
-            raise ValueError(
+            raise UserError(
                 unknown_name("data_args", name, known)
                 if known
                 else f"data_args={name!r}: data={config.data} takes no arguments."
             )
-    if config.holdout and not module.startswith(IMAGES):
-        raise ValueError(
-            f"holdout={config.holdout} is for images in memory; data={config.data} has a test part."
-        )
-    try:
-        return load(config, device, **{k: v for k, v in offered.items() if k in parameters}, **given)
-    except TypeError as error:
-        raise ValueError(f"data_args={given} do not fit data={config.data}: {error}.") from error
+    fitting = {name: value for name, value in offered.items() if name in signature.parameters}
+    return load(config, device, **fitting, **given)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 
+from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.train.augment import DRAWS, crop_and_flip, cutout
 from llqr_sam_ref.train.config import DataConfig
 from llqr_sam_ref.train.data.base import Batch, Data, noisy, slices
@@ -30,7 +31,7 @@ class ImageData(Data):
         dtype: of a batch's images.
 
     Raises:
-        ValueError: images and labels do not fit together, or nothing is left to train on.
+        UserError: images and labels do not fit together, or nothing is left to train on.
     """
 
     draws = DRAWS
@@ -52,10 +53,10 @@ class ImageData(Data):
         parts = []
         for which, (images, labels) in (("training", train), ("test", test)):
             if len(images) != len(labels):
-                raise ValueError(f"{name}: {len(images)} {which} images but {len(labels)} labels.")
+                raise UserError(f"{name}: {len(images)} {which} images but {len(labels)} labels.")
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-                found = f"{int(labels.min())} to {int(labels.max())}"
-                raise ValueError(f"{name}: {which} labels from {found} for {classes} classes.")
+                span = f"{int(labels.min())} to {int(labels.max())}"
+                raise UserError(f"{name}: {which} labels from {span} for {classes} classes.")
             limit = config.train_examples if which == "training" else config.test_examples
             parts.append((images[:limit], labels[:limit].long()))
         (images, labels), (test_images, test_labels) = parts
@@ -85,9 +86,9 @@ class ImageData(Data):
             images = cutout(images, uniforms, config.cutout_size, config.cutout_probability)
         return images, labels
 
-    def test_batches(self, size: int, rank: int = 0, count: int = 1) -> Iterator[Batch]:
+    def test_batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Standardized images and their classes."""
-        for part in slices(self.test_size, size, rank, count):
+        for part in slices(self.test_size, size, rank, world_size):
             images = self.test_images[part].to(self.device)
             yield self._standardized(images), self.test_labels[part].to(self.device)
 
@@ -120,7 +121,7 @@ def moments(images: UInt8[Tensor, "n c h w"]) -> tuple[Tensor, Tensor]:
 def _held_out(name: str, holdout: int, n: int) -> tuple[slice, slice]:
     """The last examples for the test, the others for training."""
     if holdout >= n:
-        raise ValueError(f"holdout={holdout} leaves nothing of {name}'s {n} training examples; pass less.")
+        raise UserError(f"holdout={holdout} leaves nothing of {name}'s {n} training examples; pass less.")
     return slice(n - holdout), slice(n - holdout, n)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.optim.likelihood import Likelihood
 
 Batch = tuple[Any, Tensor]  # inputs (a tensor or a tuple of them) and targets
@@ -42,36 +43,33 @@ class Data(ABC):
             generator: the source of the order.
 
         Returns:
-            Index tensors; what does not fill a batch is left out of this epoch.
+            Index tensors, as many, and as many examples, in every epoch; what does not fill a batch is left out of
+            this one.
 
         Raises:
-            ValueError: there are fewer examples than a batch needs.
+            UserError: there are fewer examples than a batch needs.
         """
         if size > self.train_size:
-            raise ValueError(
+            raise UserError(
                 f"batch_size={size} but {self.name} has {self.train_size} training examples; pass at most that."
             )
         order = torch.randperm(self.train_size, generator=generator)
         return list(torch.split(order[: self.train_size // size * size], size))
-
-    def steps(self, size: int) -> int:
-        """Batches in an epoch: the same number in every epoch."""
-        return len(self.batches(size, torch.Generator()))
 
     @abstractmethod
     def train_batch(self, indices: Tensor, uniforms: Tensor) -> Batch:
         """Training examples on the device, augmented as the uniforms (n, draws) say."""
 
     @abstractmethod
-    def test_batches(self, size: int, rank: int = 0, count: int = 1) -> Iterator[Batch]:
-        """The share of one of ``count`` workers of the test examples, in order."""
+    def test_batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """The share of one of ``world_size`` ranks of the test examples, in order."""
 
     def terms(self, indices: Tensor) -> Tensor | None:
         """How many targets of each training example count; None if the same number everywhere."""
         return None
 
     def announce(self, indices: Tensor, uniforms: Tensor) -> None:  # noqa: B027  (nothing to do is the rule)
-        """This batch comes next: a data set that has to read it may begin."""
+        """Exactly this will be asked of ``train_batch`` soon: a data set that has to read it may begin."""
 
     def loss(self, smoothing: float) -> nn.Module:
         """The training loss."""
@@ -101,8 +99,8 @@ def noisy(labels: Tensor, classes: int, share: float) -> Tensor:
     return torch.where(replaced, random, labels)
 
 
-def slices(n: int, size: int, rank: int, count: int) -> Iterator[slice]:
-    """One worker's slices of at most ``size`` out of n examples, dealt out in turn."""
+def slices(n: int, size: int, rank: int, world_size: int) -> Iterator[slice]:
+    """One rank's slices of at most ``size`` out of n examples, dealt out in turn."""
     starts = range(0, n, size)
-    for start in starts[rank::count]:
+    for start in starts[rank::world_size]:
         yield slice(start, min(start + size, n))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.train.config import DataConfig
 from llqr_sam_ref.train.data.arrays import ImageData
 from llqr_sam_ref.train.data.base import Data
@@ -68,14 +69,14 @@ def read_batch(content: bytes, name: str, labels: bytes) -> tuple[Tensor, Tensor
         Images (n, 3, 32, 32) uint8 and labels (n,).
 
     Raises:
-        ValueError: it is damaged or something else.
+        UserError: it is damaged or something else.
     """
     try:
         batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
         images, classes = np.asarray(batch[b"data"]), np.asarray(batch[labels])
         pixels = torch.from_numpy(images.astype(np.uint8).reshape(-1, 3, 32, 32))
     except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{name} is not a CIFAR batch: {error}; fetch the archive again.") from error
+        raise UserError(f"{name} is not a CIFAR batch: {error}; fetch the archive again.") from error
     return pixels, torch.from_numpy(classes)
 
 
@@ -126,11 +127,11 @@ def _reader(root: Path, layout: dict[str, Any]) -> Callable[[str], bytes] | None
                 if file is not None:
                     contents[Path(member.name).name] = file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{archive} cannot be read: {error}; fetch it again.") from error
+        raise UserError(f"{archive} cannot be read: {error}; fetch it again.") from error
 
     def from_archive(name: str) -> bytes:
         if name not in contents:
-            raise ValueError(f"{archive} has no {name}; it is truncated or another archive, fetch it again.")
+            raise UserError(f"{archive} has no {name}; it is truncated or another archive, fetch it again.")
         return contents[name]
 
     return from_archive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.train.config import DataConfig
 from llqr_sam_ref.train.data.arrays import ImageData
 from llqr_sam_ref.train.data.base import Data
@@ -23,12 +24,12 @@ def load(config: DataConfig, device: torch.device, dtype: torch.dtype) -> Data:
         The data.
 
     Raises:
-        ValueError: scikit-learn is not installed.
+        UserError: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ValueError("data=digits needs scikit-learn; `pip install scikit-learn`.") from None
+        raise UserError("data=digits needs scikit-learn; `pip install scikit-learn`.") from None
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     pixels = torch.from_numpy(images).to(torch.uint8).view(-1, 1, 8, 8)[order]

@@ -6,10 +6,11 @@ import importlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.train.config import DataConfig
 
 
-class MissingDataError(ValueError):
+class MissingDataError(UserError):
     """A data set's files are not where they were looked for."""
 
 

@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class, as ImageNet comes: decoded by threads ahead of their use.
+"""Images in folders, one folder per class, as ImageNet comes: decoded by threads ahead of their use.
 
 PATH/train/CLASS/*.JPEG    PATH/val/CLASS/*.JPEG
 """
@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llqr_sam_ref.errors import UserError, check_count
 from llqr_sam_ref.train.config import DataConfig
 from llqr_sam_ref.train.data.base import Batch, Data, slices
 from llqr_sam_ref.train.data.files import MissingDataError, folder
 
 SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
+Key = tuple[bytes, bytes]  # of a batch: examples and uniforms, since the same examples may be cut otherwise
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values in [0, 1]
 
 
@@ -52,7 +54,8 @@ class FolderData(Data):
         size: int = 224,
         workers: int = 8,
     ) -> None:
-        self.name, self.device, self.dtype, self.size = config.data, device, dtype, size
+        self.name, self.device, self.dtype = config.data, device, dtype
+        self.size = check_count("size", size)
         classes = sorted(entry.name for entry in os.scandir(_existing(root / "train")) if entry.is_dir())
         self.train = _listed(root / "train", classes)[: config.train_examples]
         self.test = _listed(_existing(root / "val"), classes)[: config.test_examples]
@@ -68,23 +71,23 @@ class FolderData(Data):
             "features": 3 * size * size,
         }
         self.pool = ThreadPoolExecutor(max(1, workers))
-        self.ahead: dict[tuple[int, ...], list[Future[np.ndarray]]] = {}
+        self.ahead: dict[Key, list[Future[np.ndarray]]] = {}
 
     def announce(self, indices: Tensor, uniforms: Tensor) -> None:
         """Begin to decode a batch."""
-        key = tuple(indices.tolist())
+        key = _key(indices, uniforms)
         if key not in self.ahead:
-            self.ahead[key] = self._decode([self.train[i] for i in key], uniforms)
+            self.ahead[key] = self._decode([self.train[i] for i in indices.tolist()], uniforms)
 
     def train_batch(self, indices: Tensor, uniforms: Tensor) -> Batch:
         """Augmented images and their classes."""
         self.announce(indices, uniforms)
-        key = tuple(indices.tolist())
-        return self._batch(self.ahead.pop(key), [self.train[i][1] for i in key])
+        futures = self.ahead.pop(_key(indices, uniforms))
+        return self._batch(futures, [self.train[i][1] for i in indices.tolist()])
 
-    def test_batches(self, size: int, rank: int = 0, count: int = 1) -> Iterator[Batch]:
+    def test_batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Central windows and their classes; the batch after the present one is being decoded."""
-        parts = [self.test[part] for part in slices(self.test_size, size, rank, count)]
+        parts = [self.test[part] for part in slices(self.test_size, size, rank, world_size)]
         futures = self._decode(parts[0], None) if parts else []
         for number, part in enumerate(parts):
             now, futures = futures, self._decode(parts[number + 1], None) if parts[number + 1 :] else []
@@ -103,6 +106,10 @@ class FolderData(Data):
         return (images - self.mean) / self.deviation, torch.tensor(labels, device=self.device)
 
 
+def _key(indices: Tensor, uniforms: Tensor) -> Key:
+    return indices.numpy().tobytes(), uniforms.numpy().tobytes()
+
+
 def read_image(path: Path, size: int, draw: Sequence[float] | None) -> np.ndarray:
     """Decode an image, resize it and cut a window out.
 
@@ -115,18 +122,18 @@ def read_image(path: Path, size: int, draw: Sequence[float] | None) -> np.ndarra
         (size, size, 3), uint8.
 
     Raises:
-        ValueError: the file cannot be decoded, or Pillow is not installed.
+        UserError: the file cannot be decoded, or Pillow is not installed.
     """
     try:
         from PIL import Image
     except ImportError:
-        raise ValueError("reading images needs Pillow; `pip install pillow`.") from None
+        raise UserError("reading images needs Pillow; `pip install pillow`.") from None
     side = round(size * (480 if draw is not None and draw[0] < 0.5 else 256) / 224)
     try:
         with Image.open(path) as image:
             resized = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
     except OSError as error:
-        raise ValueError(f"{path} cannot be decoded: {error}; fetch it again.") from error
+        raise UserError(f"{path} cannot be decoded: {error}; fetch it again.") from error
     free = side - size
     top, left = (free // 2, free // 2) if draw is None else (int(u * (free + 1)) for u in draw[1:3])
     window: np.ndarray[Any, Any] = np.asarray(resized)[top : top + size, left : left + size]

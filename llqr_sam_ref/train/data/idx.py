@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.train.config import DataConfig
 from llqr_sam_ref.train.data.arrays import ImageData
 from llqr_sam_ref.train.data.base import Data
@@ -35,18 +36,18 @@ def read_idx(path: Path, axes: int) -> Tensor:
         A uint8 tensor.
 
     Raises:
-        ValueError: the file is damaged, truncated, or not of this kind.
+        UserError: the file is damaged, truncated, or not of this kind.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}; fetch it again.") from error
+        raise UserError(f"{path} cannot be read: {error}; fetch it again.") from error
     header = 4 + 4 * axes
     if len(content) < header or content[:4] != bytes((0, 0, UNSIGNED_BYTE, axes)):
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes with {axes} axes; fetch it again.")
+        raise UserError(f"{path} is not an IDX file of unsigned bytes with {axes} axes; fetch it again.")
     shape = struct.unpack(f">{axes}I", content[4:header])
     if len(content) - header != math.prod(shape):
-        raise ValueError(
+        raise UserError(
             f"{path} has {len(content) - header} entries but announces {shape}; it is truncated, fetch it again."
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())

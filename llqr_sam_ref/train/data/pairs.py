@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from llqr_sam_ref.errors import UserError
 from llqr_sam_ref.nets.towers import contrastive_loss
 from llqr_sam_ref.optim.likelihood import Categorical, Likelihood
 from llqr_sam_ref.train.config import DataConfig
@@ -64,15 +65,15 @@ class PairData(Data):
         targets = torch.arange(len(indices), device=self.device)
         return (self.images[indices], self.captions[indices]), targets
 
-    def test_batches(self, size: int, rank: int = 0, count: int = 1) -> Iterator[Batch]:
+    def test_batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """((images, all captions), the number of each image's caption)."""
-        for part in slices(self.test_size, size, rank, count):
+        for part in slices(self.test_size, size, rank, world_size):
             yield (self.test_images[part], self.all), self.test_numbers[part]
 
     def loss(self, smoothing: float) -> nn.Module:
         """The symmetric contrastive loss; smoothing is not for it."""
         if smoothing:
-            raise ValueError(f"label_smoothing={smoothing} is not for data=pairs; pass 0.")
+            raise UserError(f"label_smoothing={smoothing} is not for data=pairs; pass 0.")
         return ContrastiveLoss()
 
     def likelihood(self) -> Likelihood:

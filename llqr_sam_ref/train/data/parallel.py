@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llqr_sam_ref.errors import check_count, check_number
+from llqr_sam_ref.errors import UserError, check_count, check_number
 from llqr_sam_ref.train.config import DataConfig
 from llqr_sam_ref.train.data.base import IGNORED, Batch, Data, slices
 from llqr_sam_ref.train.data.files import MissingDataError, folder
@@ -41,7 +41,7 @@ class ParallelData(Data):
         buckets: how many lengths are told apart.
 
     Raises:
-        ValueError: there are no pairs.
+        UserError: there are no pairs.
     """
 
     unit = "sequences"
@@ -56,7 +56,7 @@ class ParallelData(Data):
         buckets: int = 8,
     ) -> None:
         if not train or not test:
-            raise ValueError(f"{config.data}: no sentence pairs left; check the files and max_ratio.")
+            raise UserError(f"{config.data}: no sentence pairs left; check the files and max_ratio.")
         self.name, self.device = config.data, device
         self.pairs, self.test = train[: config.train_examples], test[: config.test_examples]
         self.train_size, self.test_size = len(self.pairs), len(self.test)
@@ -66,7 +66,7 @@ class ParallelData(Data):
         self.shape = {"source_vocabulary": vocabularies[0], "target_vocabulary": vocabularies[1]}
 
     def batches(self, size: int, generator: torch.Generator) -> list[Tensor]:
-        """Batches of at most ``size`` tokens; the number of batches does not depend on the order.
+        """Batches of at most ``size`` tokens; their number does not depend on the order.
 
         Args:
             size: target tokens of a batch, padding included.
@@ -76,27 +76,27 @@ class ParallelData(Data):
             Index tensors; a bucket's last batch may be smaller.
 
         Raises:
-            ValueError: a sentence alone has more tokens.
+            UserError: a sentence alone has more tokens.
         """
         longest = int(self.lengths.max())
         if longest > size:
-            raise ValueError(
+            raise UserError(
                 f"batch_size={size} tokens is less than the longest sentence, {longest}; pass at least that."
             )
-        found: list[Tensor] = []
+        batches: list[Tensor] = []
         for bucket in self.buckets:
             shuffled = bucket[torch.randperm(len(bucket), generator=generator)]
-            found.extend(torch.split(shuffled, size // int(self.lengths[bucket].max())))
-        order = torch.randperm(len(found), generator=generator)
-        return [found[i] for i in order.tolist()]
+            batches.extend(torch.split(shuffled, size // int(self.lengths[bucket].max())))
+        order = torch.randperm(len(batches), generator=generator)
+        return [batches[i] for i in order.tolist()]
 
     def train_batch(self, indices: Tensor, uniforms: Tensor) -> Batch:
         """((source, target so far), target)."""
         return self._batch([self.pairs[i] for i in indices.tolist()])
 
-    def test_batches(self, size: int, rank: int = 0, count: int = 1) -> Iterator[Batch]:
+    def test_batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """The same of the test pairs, at most ``size`` in a batch."""
-        for part in slices(self.test_size, size, rank, count):
+        for part in slices(self.test_size, size, rank, world_size):
             yield self._batch(self.test[part])
 
     def terms(self, indices: Tensor) -> Tensor | None:
@@ -139,7 +139,7 @@ def load(
         The data.
 
     Raises:
-        ValueError: a file is missing, or two files have different numbers of lines.
+        UserError: a file is missing, or two files have different numbers of lines.
     """
     check_number("max_ratio", max_ratio, low=1.0)
     check_count("max_length", max_length)
@@ -154,7 +154,7 @@ def load(
     for part in ("train", "valid"):
         left, right = texts[part, source], texts[part, target]
         if len(left) != len(right):
-            raise ValueError(
+            raise UserError(
                 f"{root}/{part}.{source} has {len(left)} lines but .{target} has {len(right)}; they must be "
                 "each other's translation line by line."
             )

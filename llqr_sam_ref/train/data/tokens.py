@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from llqr_sam_ref.errors import check_choice, check_count, check_number
+from llqr_sam_ref.errors import UserError, check_choice, check_count, check_number
 from llqr_sam_ref.train.config import DataConfig
 from llqr_sam_ref.train.data.base import IGNORED, Batch, Data, slices
 from llqr_sam_ref.train.data.files import MissingDataError, folder
@@ -31,7 +31,7 @@ class TableData(Data):
         fraction: share of the table for training.
 
     Raises:
-        ValueError: an argument is out of range.
+        UserError: an argument is out of range.
 
     Source: Power et al. 2022 (arXiv 2201.02177).
     """
@@ -53,7 +53,7 @@ class TableData(Data):
         a, b = torch.cartesian_prod(torch.arange(p), torch.arange(p)).T
         if operation == "divide":  # a/b = c is a = b c: b runs over what has an inverse
             if any(p % d == 0 for d in range(2, int(p**0.5) + 1)):
-                raise ValueError(f"p={p} is not a prime, so not every division has a result; pass a prime.")
+                raise UserError(f"p={p} is not a prime, so not every division has a result; pass a prime.")
             a, b = a[b > 0], b[b > 0]
             inverse = torch.tensor([0] + [pow(value, -1, p) for value in range(1, p)])
             c = a * inverse[b] % p
@@ -75,9 +75,9 @@ class TableData(Data):
         indices = indices.to(self.device)
         return self.tokens[indices], self.targets[indices]
 
-    def test_batches(self, size: int, rank: int = 0, count: int = 1) -> Iterator[Batch]:
+    def test_batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Equations and what follows them."""
-        for part in slices(self.test_size, size, rank, count):
+        for part in slices(self.test_size, size, rank, world_size):
             yield self.test_tokens[part], self.test_targets[part]
 
 
@@ -96,7 +96,7 @@ class TextData(Data):
         context: tokens of a window.
 
     Raises:
-        ValueError: the text is shorter than a window.
+        UserError: the text is shorter than a window.
     """
 
     unit = "sequences"
@@ -115,7 +115,7 @@ class TextData(Data):
         self.name, self.device, self.context = name, device, check_count("context", context)
         for which, tokens in (("training", train), ("test", test)):
             if len(tokens) <= context:
-                raise ValueError(
+                raise UserError(
                     f"{name}: {len(tokens)} {which} tokens for context={context}; pass a longer text or less."
                 )
         self.train, self.test = train.long().to(device), test.long().to(device)
@@ -130,9 +130,9 @@ class TextData(Data):
         starts = (indices * self.context + shifts).clamp(max=len(self.train) - 1 - self.context)
         return self._windows(self.train, starts)
 
-    def test_batches(self, size: int, rank: int = 0, count: int = 1) -> Iterator[Batch]:
+    def test_batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Windows end to end and the same shifted by one."""
-        for part in slices(self.test_size, size, rank, count):
+        for part in slices(self.test_size, size, rank, world_size):
             yield self._windows(self.test, torch.arange(part.start, part.stop) * self.context)
 
     def _windows(self, tokens: Tensor, starts: Tensor) -> Batch:
@@ -153,7 +153,7 @@ def load_text(config: DataConfig, device: torch.device, context: int = 128) -> D
         The data.
 
     Raises:
-        ValueError: the files are missing, or not text, or not token numbers.
+        UserError: the files are missing, or not text, or not token numbers.
     """
     path = folder(config, "train.npy and valid.npy, or a text file")
     if path.is_dir():
@@ -163,7 +163,7 @@ def load_text(config: DataConfig, device: torch.device, context: int = 128) -> D
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}; convert it.") from error
+        raise UserError(f"{path} is not UTF-8 text: {error}; convert it.") from error
     characters = sorted(set(text))
     number = {character: i for i, character in enumerate(characters)}
     tokens = torch.tensor([number[character] for character in text])
@@ -177,9 +177,9 @@ def _token_numbers(path: Path) -> Tensor:
     try:
         tokens = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
+        raise UserError(f"{path} cannot be read: {error}.") from error
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer) or (len(tokens) and tokens.min() < 0):
-        raise ValueError(
+        raise UserError(
             f"{path} has shape {tokens.shape} and type {tokens.dtype}; save one row of token numbers from 0."
         )
     return torch.from_numpy(tokens.astype(np.int64))

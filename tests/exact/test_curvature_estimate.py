@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llqr_sam_ref.exact.bases import Bases, carry_diagonal, eigenbasis
 from llqr_sam_ref.exact.curvature_estimate import (
     CurvatureEstimate,
-    carry_diagonal,
-    eigenbasis,
     minimizer,
     no_curvature,
     relative_damping,
     update_curvature,
 )
+from llqr_sam_ref.exact.optima import separable_minimizer
 from llqr_sam_ref.exact.relaxation import relaxed_gradient, relaxed_objective
-from llqr_sam_ref.exact.structures import Bases, entries, separable_minimizer
+from llqr_sam_ref.exact.structures import entries
 from tests.exact.relaxed import NAMES, random_spd
 
 SHAPES = ((3, 4), (3,), (2, 3))

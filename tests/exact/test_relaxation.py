@@ -285,10 +285,10 @@ def test_what_a_diagonal_leaves_of_a_rotated_ravine(degrees: float, left: float)
     c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     R = np.array([[c, -s], [s, c]])
     H = R @ np.diag([10.0, 1.0]) @ R.T
-    found = condition_left(np.diag(1 / np.diag(H)), H)
+    condition = condition_left(np.diag(1 / np.diag(H)), H)
     r = abs(H[0, 1]) / np.sqrt(H[0, 0] * H[1, 1])
-    np.testing.assert_allclose(found, (1 + r) / (1 - r), rtol=1e-12)
-    assert abs(found - left) < 10 ** -len(str(left).partition(".")[2])
+    np.testing.assert_allclose(condition, (1 + r) / (1 - r), rtol=1e-12)
+    assert abs(condition - left) < 10 ** -len(str(left).partition(".")[2])
     np.testing.assert_allclose(condition_left(np.eye(2), H), 10.0)
     np.testing.assert_allclose(condition_left(np.linalg.inv(H), H), 1.0)
 
