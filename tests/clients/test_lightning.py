@@ -87,20 +87,12 @@ def test_automatic_optimization_of_the_recipe_is_the_plain_loop() -> None:
     assert model.trainer.optimizers[0].param_groups[0]["llqr_refits"] == 2  # before steps 0 and 10
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="waits for SAM: one object for what a block does, one evaluation of a closure after it",
-)
 def test_automatic_optimization_refuses_to_accumulate() -> None:
     """Lightning's closure then leaves gradients where they are, and a second pass would add to them."""
     with pytest.raises(RuntimeError, match="closure"):
         fit(Automatic(loops.network()), accumulate_grad_batches=2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="waits for SAM: one object for what a block does, one evaluation of a closure after it",
-)
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_manual_optimization_is_sam(accumulate: int) -> None:
     model = Manual(loops.network(), accumulate)
@@ -120,10 +112,6 @@ def test_manual_optimization_of_the_recipe_is_the_plain_loop() -> None:
     assert loops.same(found, expected)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="waits for SAM: one object for what a block does, one evaluation of a closure after it",
-)
 def test_the_block_tells_the_optimizer_inside() -> None:
     """Lightning hands out an object that imitates SAM: what happens in the block must reach the one that steps."""
 
@@ -144,9 +132,7 @@ def test_the_block_tells_the_optimizer_inside() -> None:
     assert opt.realized_radius == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize(
-    "average", [None, pytest.param(0.9, marks=pytest.mark.xfail(strict=True, reason="waits for SAM"))]
-)
+@pytest.mark.parametrize("average", [None, 0.9])
 def test_a_step_after_the_block_perturbs_no_more(average: float | None) -> None:
     """Lightning's ``step()`` always brings a closure; the average of Friendly SAM must not see the second gradient."""
 

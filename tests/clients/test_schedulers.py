@@ -1,4 +1,4 @@
-"""Every scheduler of torch, around every optimizer of ours: the base's rates and momenta, and steps that follow them."""
+"""Every scheduler of torch, around every optimizer of ours: its rates and momenta, and the steps that follow them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
@@ -107,7 +106,9 @@ def test_two_of_them_cycle_momentum() -> None:
 @schedulers
 @wrappers
 @bases
-def test_steps_are_those_of_a_loop_that_sets_the_values_by_hand(scheduler: str, wrapper: str, base: str) -> None:
+def test_steps_are_those_of_a_loop_that_sets_the_values_by_hand(
+    scheduler: str, wrapper: str, base: str
+) -> None:
     net, plain = loops.network(), loops.network()
     opt = WRAPPERS[wrapper](BASES[base](net), net)
     schedule = SCHEDULERS[scheduler](opt)

@@ -1,4 +1,4 @@
-"""torch.optim.swa_utils: the average is that of the steps' weights, its batch statistics are its own, its rate is kept."""
+"""torch.optim.swa_utils: the average is that of the weights, its batch statistics are its own, its rate is kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def test_the_recipe_averages_the_weights_of_the_epochs(kind: str) -> None:
     plain = loops.network()
     opt = optimizer(kind, plain)
     states = []
-    for rate in (0.02, 0.02, 0.02, 0.0125, 0.005):  # SWALR takes two epochs from one rate to the other, by a cosine
+    # SWALR takes two epochs from one rate to the other, by a cosine.
+    for rate in (0.02, 0.02, 0.02, 0.0125, 0.005):
         for group in opt.param_groups:
             group["lr"] = rate
         states.append(loops.plain_loop(plain, opt, STEPS, probe=lambda _: PARTS[0]))
@@ -51,12 +52,13 @@ def test_the_batch_statistics_are_those_of_the_average() -> None:
     """One pass of the loader through the averaged weights, every batch of it once."""
     net = loops.network()
     average = averaged.train(net, optimizer("SAM", net), loops.loader(PARTS), epochs=3, start=1)
-    first, norm = average.module[0], average.module[1]
+    inside: Any = average.module
+    first, norm, trained_norm = inside[0], inside[1], net.get_submodule("1")
     hidden = [nn.functional.linear(x, first.weight, first.bias) for x, _ in PARTS]
     expected = torch.stack([h.mean(0) for h in hidden]).mean(0)
     torch.testing.assert_close(norm.running_mean, expected.detach(), rtol=0, atol=1e-12)
     assert int(norm.num_batches_tracked) == len(PARTS)
-    assert int(net[1].num_batches_tracked) == 3 * len(PARTS)
+    assert int(trained_norm.get_buffer("num_batches_tracked")) == 3 * len(PARTS)
 
 
 def test_an_exponential_average_and_swalr_follow_a_wrapped_optimizer() -> None:

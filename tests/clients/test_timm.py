@@ -58,9 +58,13 @@ def test_a_refit_leaves_the_model_alone_and_learns_every_block(name: str) -> Non
     assert loops.same(loops.state(net), before)
     assert [module.training for module in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
-    for block in opt.report():
+    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    report = opt.report()
+    assert {block.name for block in report} == gradients.keys()
+    for block in report:
         assert block.distance > 0
-        assert block.cosine > 0  # U is positive definite
+        # U is positive definite; where a scale begins at 0 what lies before it has no gradient yet
+        assert (block.cosine > 0) == bool(gradients[block.name].any())
 
 
 def test_the_recipe_is_the_plain_loop() -> None:

@@ -16,7 +16,9 @@ from llqr_sam_ref import LLQR, SAM, frozen_batch_stats
 def train(model: nn.Module, batches: list[Any], epochs: int) -> ModelEmaV3:
     base = create_optimizer_v2(model, opt="adamw", lr=0.01, weight_decay=0.05)  # none on biases and norms
     opt = SAM(LLQR(base, model, cross_entropy, probe=lambda: (inputs, targets)), rho=0.05)
-    schedule, _ = create_scheduler_v2(opt, "cosine", epochs, updates_per_epoch=len(batches), step_on_epochs=False)
+    schedule, _ = create_scheduler_v2(
+        opt, "cosine", epochs, updates_per_epoch=len(batches), step_on_epochs=False
+    )
     average = ModelEmaV3(model, decay=0.9)
     for update, (inputs, targets) in enumerate(epochs * batches, start=1):
         opt.zero_grad()
