@@ -93,6 +93,14 @@ def test_automatic_optimization_refuses_to_accumulate() -> None:
         fit(Automatic(loops.network()), accumulate_grad_batches=2)
 
 
+def test_automatic_optimization_with_a_scaler_warns_that_it_does_not_perturb() -> None:
+    """Lightning then evaluates the closure itself and steps without it; here the warning is an error."""
+    parts = loops.batches(2, dtype=torch.float32)
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**4))
+    with pytest.raises(UserWarning, match="without a perturbation"):
+        fit(Automatic(loops.network(torch.float32)), parts, plugins=plugin)
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_manual_optimization_is_sam(accumulate: int) -> None:
     model = Manual(loops.network(), accumulate)

@@ -14,6 +14,7 @@ from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 
 from llqr_sam_ref import LLQR, SAM, LLQRConfig
 from tests.clients import loops
+from tests.clients.recipes import one_cycle
 
 STEPS = 12
 RATE = 0.01
@@ -133,6 +134,19 @@ def test_sam_under_a_scheduler_is_sam_by_hand(scheduler: str) -> None:
     rates, momenta = ([step[name] for step in wanted] for name in ("lr", "momentum"))
     expected = loops.sam_by_hand(loops.network(), loops.grouped(PARTS, 1), lr=rates, momentum=momenta)
     assert loops.gap(loops.state(net), expected) < 1e-12
+
+
+@pytest.mark.parametrize("wrapper", ["SAM", "LLQR+SAM"])
+@bases
+def test_the_recipe_is_the_plain_loop(wrapper: str, base: str) -> None:
+    net, plain = loops.network(), loops.network()
+    opt: Any = WRAPPERS[wrapper](BASES[base](net), net)
+    one_cycle.train(net, opt, PARTS)
+    other = WRAPPERS[wrapper](BASES[base](plain), plain)
+    for wanted, part in zip(trajectory("OneCycleLR", base), PARTS, strict=True):
+        other.param_groups[0].update(wanted)
+        loops.plain_loop(plain, other, [[part]])
+    assert loops.same(loops.state(net), loops.state(plain))
 
 
 @schedulers
