@@ -1,4 +1,5 @@
 # Two commands do everything: `make book` renders the executed book, `make test` runs every check.
+# A third, `make clients`, runs the optimizers in other people's training loops.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
