@@ -23,6 +23,7 @@ class Categorical(Likelihood):
         reduction: "mean" or "sum" over the rows that are not ignored, or "batchmean".
         ignore_index: target of rows that do not count.
         outputs: takes the logits from what the model returns.
+        labels: takes the labels from the targets.
         class_axis: of the logits; None for axis 1, or for the last one where the loss has its classes there.
         weight: of each class (c,), as CrossEntropyLoss has it: a row counts as much as the class of its target.
         label_smoothing: of the loss, in [0, 1].
@@ -140,8 +141,6 @@ class Categorical(Likelihood):
         """Targets row by row, or the classes' probabilities; None where there are none."""
         if targets is None:
             return None
-        if not isinstance(targets, Tensor):
-            raise ValueError(f"targets is a {type(targets).__name__}; a Categorical needs a tensor of them.")
         if targets.is_floating_point():
             return targets.reshape(outputs.shape)
         rows = self.uniforms_shape(tuple(outputs.shape))
