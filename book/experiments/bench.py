@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytorch_optimizer
@@ -36,8 +35,7 @@ from llqr_sam_ref import LLQR, SAM, LLQRConfig, Monge, frozen_batch_stats
 from llqr_sam_ref.config import ClosedForm, InnerLoop
 from llqr_sam_ref.exact import lqr
 from llqr_sam_ref.nets.resnet import BasicBlock, ResNet, resnet18
-from llqr_sam_ref.optim.curvature.functional import Vector
-from llqr_sam_ref.optim.curvature.linearization import Linearization
+from llqr_sam_ref.optim.curvature import Linearization, observed
 from llqr_sam_ref.optim.structures import STRUCTURES, TwoSided
 
 Batch = tuple[Tensor, Tensor]
@@ -277,15 +275,9 @@ def kronecker_refit(options: Options, watch: Stopwatch) -> Rows:
     llqr = LLQR(sgd(model), model, cross_entropy, config)
     llqr.refit(*batch)  # traces
     llqr.config = config.replace(steps=options.inner_steps)
-    product = Linearization.fisher
     for _ in range(2):
         share = Share(watch)
-
-        def timed(self: Linearization, *arguments: Any, share: Share = share) -> Vector:
-            with share.inside():
-                return product(self, *arguments)
-
-        with patch.object(Linearization, "fisher", timed):
+        with observed(share.around):
             watch.run({"refit": lambda: llqr.refit(*batch)}, 1)
         watch.add("products", *share.seconds)
     claim = Claim(

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from book.experiments.store import store
 from llqr_sam_ref.nets.mlp import mlp
+from llqr_sam_ref.train.sharpness import lanczos
 
 WIDTHS = (64, 64, 64, 10)
 TRAIN, VALIDATION = 1000, 300  # the other 497 are the test set
@@ -139,7 +140,7 @@ def top_eigenvalue(
 ) -> tuple[Tensor, Tensor]:
     """The largest eigenvalue of every run's Hessian of the loss on all its data, and |H v - h v|, both (R,).
 
-    Lanczos with full reorthogonalization. Within the second number of the first there is an eigenvalue.
+    Within the second number of the first there is an eigenvalue.
     """
     leaves = [w.detach().requires_grad_() for w in weights]
     slopes = torch.autograd.grad(losses(leaves, *data).sum(), leaves, create_graph=True)
@@ -150,20 +151,8 @@ def top_eigenvalue(
         return torch.cat([part.flatten(1) for part in parts], 1)
 
     v = torch.randn(slope.shape[1], generator=torch.Generator().manual_seed(0), dtype=slope.dtype)
-    basis = [(v / v.norm()).expand_as(slope)]
-    tridiagonal = slope.new_zeros(len(slope), steps, steps)
-    for k in range(steps):
-        new = multiply(basis[k])
-        tridiagonal[:, k, k] = (new * basis[k]).sum(1)
-        for _ in range(2):
-            for old in basis:
-                new = new - (new * old).sum(1, keepdim=True) * old
-        length = new.norm(dim=1)
-        if k + 1 < steps:
-            tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = length
-            basis.append(new / length[:, None])
-    values, vectors = torch.linalg.eigh(tridiagonal)
-    return values[:, -1], (length * vectors[:, -1, -1]).abs()
+    values, residuals, _ = lanczos(multiply, v.expand_as(slope), steps)
+    return values, residuals
 
 
 class Result(NamedTuple):

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from book.experiments.store import store
 from llqr_sam_ref import LLQR, SAM, LLQRConfig
 from llqr_sam_ref.nets.mlp import mlp
-from llqr_sam_ref.optim.curvature.linearization import Linearization
+from llqr_sam_ref.train.sharpness import sharpness
 
 TRAIN, VALIDATION, BATCH, STEPS = 1000, 300, 64, 300
 TUNING_SEEDS, FRESH_SEEDS = tuple(range(5)), tuple(range(100, 110))
@@ -94,21 +94,6 @@ METHODS: dict[str, tuple[str, float, Maker]] = {
 }
 
 
-def top_eigenvalue(model: nn.Module, batch: Data, steps: int = 40) -> float:
-    """The largest eigenvalue of the Hessian of the training loss, by power iteration from a fixed vector."""
-    curvature = Linearization(model, cross_entropy, *batch, backend="kept")
-    generator = torch.Generator().manual_seed(0)
-    v = {name: torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()}
-    value = 0.0
-    for _ in range(steps):
-        length = math.sqrt(sum(float(part.square().sum()) for part in v.values()))
-        v = {name: part / length for name, part in v.items()}
-        Hv = curvature.hessian(v)
-        value = sum(float((v[name] * part).sum()) for name, part in Hv.items())
-        v = Hv
-    return value
-
-
 def train(make: Maker, lr: float, seed: int, *, measure: bool = False) -> dict[str, float]:
     """One run: mean training loss at steps 100, 200 and the end; test accuracy and top eigenvalue on request."""
     (x, y), (x_test, y_test) = data()
@@ -144,7 +129,7 @@ def train(make: Maker, lr: float, seed: int, *, measure: bool = False) -> dict[s
     if measure:
         with torch.no_grad():
             found["accuracy"] = float((model(x_test).argmax(1) == y_test).float().mean())
-        found["top_eigenvalue"] = top_eigenvalue(model, (x, y))
+        found["top_eigenvalue"] = sharpness(model, cross_entropy, x, y, rho=0.05)["top_eigenvalue"]
     return found
 
 

@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import tyro
@@ -25,7 +24,7 @@ from book.experiments.bench import Options as Machine
 from book.experiments.bench import environment
 from book.experiments.store import RESULTS, store
 from llqr_sam_ref.optim import LLQR, frozen_batch_stats
-from llqr_sam_ref.optim.curvature.linearization import Linearization
+from llqr_sam_ref.optim.curvature import observed
 from llqr_sam_ref.train import checkpoint, cli, record
 from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import load_data
@@ -158,14 +157,13 @@ def epoch_again(config: TrainConfig) -> dict[str, Any]:
 def published_first_step(config: TrainConfig) -> dict[str, Any]:
     """Step 0 of the published method: its products, and where they leave U."""
     run, products = trainer(config), 0
-    product = Linearization.fisher
 
-    def counted(self: Linearization, *arguments: Any) -> Any:
+    def count(_: str) -> contextlib.AbstractContextManager[None]:
         nonlocal products
         products += 1
-        return product(self, *arguments)
+        return contextlib.nullcontext()
 
-    with patch.object(Linearization, "fisher", counted):
+    with observed(count):
         start = time.process_time()
         run.train_step()
         seconds = time.process_time() - start - run.looking
@@ -240,15 +238,6 @@ def _numbers(model: dict[str, Tensor], optimizer: dict[str, Any]) -> dict[str, i
     return kinds
 
 
-def rounded(value: Any) -> Any:
-    """The same with six digits to every float, as in a record."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
 def main(options: Options) -> Path:
     """Train, look, compare, store."""
     start = time.perf_counter()
@@ -270,7 +259,7 @@ def main(options: Options) -> Path:
             raise RuntimeError(
                 f"{name} of the first epoch: {epoch[name]} again, {first[f'train_{name}']} before."
             )
-    results = rounded({
+    results = record.rounded({
         "record": found,
         "printed": shown.getvalue().replace(str(options.out), "OUT").splitlines(),
         "first_epoch": epoch,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+
+from llqr_sam_ref.tables import Table
 
 CLOCKS = ("cpu", "wall")
 Work = Callable[[], object]
@@ -76,6 +78,10 @@ class Share:
         after = self.watch.now()
         self.seconds = (self.seconds[0] + after[0] - before[0], self.seconds[1] + after[1] - before[1])
 
+    def around(self, _: str) -> AbstractContextManager[None]:
+        """The same as an observer of products: see ``llqr_sam_ref.optim.curvature.observed``."""
+        return self.inside()
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -137,11 +143,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         for line in rows
     ]
-    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *lines)
-    )
+    return repr(Table(head, lines))
 
 
 def _number(value: float | None) -> str:

@@ -6,6 +6,6 @@ needs("matplotlib", "figures")
 
 from llqr_sam_ref.figures.says import says
 from llqr_sam_ref.figures.style import METHODS, new_figure, plot, use_book_style
-from llqr_sam_ref.figures.table import Table
+from llqr_sam_ref.tables import Table
 
 __all__ = ["METHODS", "Table", "new_figure", "plot", "says", "use_book_style"]

@@ -98,9 +98,9 @@ def load(folder: Path, say: Callable[[str], object]) -> dict[str, Any] | None:
     """
     # Between the two renames of save() the newest has its first name still.
     paths = [folder / name for name in (NAME, ".checkpoint.new.pt", PREVIOUS)]
-    found = [path for path in paths if path.exists()]
+    existing = [path for path in paths if path.exists()]
     problems = []
-    for path in found:
+    for path in existing:
         try:
             content = read(path)
         except CheckpointError as error:
@@ -155,8 +155,8 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        asks = f"it asks for {found[1]}" if found else "it is no plain data"
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f"it asks for {code[1]}" if code else "it is no plain data"
         raise CheckpointError(f"{path} is not a checkpoint of a run: {asks}.") from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0][:200]

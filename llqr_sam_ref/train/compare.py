@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llqr_sam_ref.tables import Table
 from llqr_sam_ref.train.config import FREE
 
 # What a line may differ in without being another line.
@@ -66,7 +67,7 @@ def time_to(record: Record, accuracy: float, clock: str = "seconds") -> float | 
 
 
 def table(records: Mapping[str, Record], target: float | None = None) -> list[dict[str, str]]:
-    """One row a group: accuracy and loss with their spread over seeds, speed, time to an accuracy, sharpness.
+    """One row per group: accuracy and loss with their spread over seeds, speed, time to an accuracy, sharpness.
 
     Args:
         records: of runs, by name.
@@ -110,12 +111,7 @@ def text(rows: Sequence[Mapping[str, str]]) -> str:
     """
     if not rows:
         return ""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return repr(Table(list(rows[0]), [list(row.values()) for row in rows]))
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:

@@ -77,29 +77,30 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Settings):
-    """How it is trained.
+    """How it is trained. A method reads what its row in the table of methods names; see train/methods.py.
 
     Args:
         optimizer: the method; `python -m llqr_sam_ref presets --optimizers` lists all.
         base: sgd, adamw or muon: what takes the step under a SAM or an LLQR.
-        lr: largest learning rate; root mean square of a step for llqr and llqr-sam.
-        momentum: of sgd and muon.
+        lr: largest learning rate; for llqr and llqr-sam the largest root mean square of a step.
+        momentum: decay of the momentum of sgd and muon, in [0, 1).
         nesterov: whether sgd looks ahead.
-        betas: of adamw.
-        weight_decay: added to the gradient by sgd; decoupled in adamw, muon, llqr and llqr-sam.
+        betas: decays of the two averages of adamw, in [0, 1).
+        weight_decay: share of the weights that sgd adds to the gradient; decoupled in adamw, muon, llqr, llqr-sam.
         decay: whether "all" parameters decay or "matrices" only (no norms, no biases).
         clip_norm: largest norm of the gradient that the base gets; None for no clip.
-        rho: radius of the perturbation, in weights.
+        rho: radius of the perturbation, a length in the space of the weights.
         sam_every: perturb at every so many steps only.
         sam_start: steps before the first perturbation.
         norm: "dual" or "euclidean" length of the perturbation; None for the metric's own.
-        ascent_ema: decay of the average that friendly-sam subtracts.
+        ascent_ema: decay, in [0, 1), of the average that friendly-sam subtracts.
         alpha: strength of m-sam's metric.
         asam_eta: added to |w| by asam.
         fisher_eta: added to g^2 by fisher-sam.
-        own_perturbation: every worker perturbs by its own gradient instead of the common one.
-        llqr: settings of LLQRConfig as key=value, over those of the method, for example every=20.
-        probe_size: examples in a probe batch, over all workers.
+        own_perturbation: every process perturbs by its own gradient instead of the common one.
+        llqr: settings of LLQRConfig and of its solver as key=value, over those of the method, for example every=20;
+            solver=inner-loop or solver=closed-form takes the other solver.
+        probe_size: examples in a probe batch, over all processes.
     """
 
     optimizer: str = choice("sgd", METHODS)
@@ -146,14 +147,14 @@ class ScheduleConfig(Settings):
 
     Args:
         epochs: passes over the training examples.
-        batch_size: examples a step, over all workers and accumulated parts.
-        accumulate: parts that a worker's share is cut into, to save memory.
+        batch_size: examples per step, over all processes and accumulated parts.
+        accumulate: parts that a process's share is cut into, to save memory.
         schedule: cosine, step, inverse-sqrt or constant.
         warmup: linear rise at the beginning: steps ("4000"), epochs ("5ep") or a share of the run ("5%").
         warmup_from: learning rate where the rise begins.
         milestones: epochs at which the step schedule multiplies by the factor.
-        factor: of the step schedule.
-        final_lr: where the cosine ends.
+        factor: what the step schedule multiplies the learning rate by.
+        final_lr: learning rate where the cosine ends.
         seed: of the weights' start, the data order, augmentation, dropout and probes.
     """
 

@@ -1,4 +1,4 @@
-"""What a person sees while it trains: a progress bar, a line an epoch, scalars for TensorBoard."""
+"""What a person sees while it trains: a progress bar, one line per epoch, scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Display:
 
         Args:
             number: steps taken.
-            values: loss, accuracy, rate (examples a second), radius, lr.
+            values: loss, accuracy, rate (examples per second), radius and lr of the last step.
             unit: of examples.
         """
         if self.bar is not None:

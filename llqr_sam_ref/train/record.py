@@ -7,97 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import subprocess
 import sys
-from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from llqr_sam_ref.errors import RunError, UserError
 from llqr_sam_ref.train.checkpoint import write_atomically
 from llqr_sam_ref.train.config import TrainConfig
 
 NAME = "record.json"
-PATHS = {"--out": "OUT", "--data-path": "DATA"}
-PACKAGES = ("llqr-sam-ref", "torch", "numpy", "scikit-learn", "torchvision", "timm")
-
-
-def command(arguments: Sequence[str]) -> str:
-    """The command line that trains the same again, with paths replaced by OUT and DATA.
-
-    Args:
-        arguments: those of the program, its name left out; none if it was started from Python.
-
-    Returns:
-        One line, of the shell or of Python.
-    """
-    if not arguments:
-        return "llqr_sam_ref.train.train(TrainConfig.from_flat(config), OUT)"
-    words: list[str] = []
-    hidden = ""
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        name = name.replace("_", "-")
-        if hidden:
-            words.append(hidden)
-            hidden = ""
-        elif name in PATHS:
-            words.append(f"{name}={PATHS[name]}" if equals else name)
-            hidden = "" if equals else PATHS[name]
-        else:
-            words.append(argument)
-    return " ".join(("python -m llqr_sam_ref", *words))
-
-
-def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """The commit, the versions and the machine.
-
-    Args:
-        device: where the run computes.
-        processes: how many trained together.
-
-    Returns:
-        {"commit", "versions", "device", "processes", "threads", "system"}.
-    """
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    name = platform.processor() or platform.machine()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        versions["cuda"] = str(torch.version.cuda)
-    return {
-        "commit": commit(),
-        "versions": versions,
-        "device": f"{device.type} ({name})",
-        "processes": processes,
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-    }
-
-
-def commit() -> str | None:
-    """The commit of the package's source, "+" behind it if files differ; None outside of git."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        head, changes = (
-            subprocess.run(
-                ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "llqr_sam_ref"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head + ("+" if changes else "")
 
 
 def described(config: TrainConfig) -> dict[str, Any]:
@@ -173,7 +91,7 @@ def read(run: str | Path) -> dict[str, Any]:
 
 
 def _text(record: dict[str, Any]) -> str:
-    """JSON with an entry a line, and in lists of objects one of these a line."""
+    """JSON with one entry per line, and in lists of objects one of these per line."""
     lines = []
     for key, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):

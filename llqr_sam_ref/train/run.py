@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from llqr_sam_ref.errors import RunError, UserError
-from llqr_sam_ref.train import checkpoint, record
+from llqr_sam_ref.train import checkpoint, provenance, record
 from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import load_data
 from llqr_sam_ref.train.display import Display
@@ -226,10 +226,10 @@ class _Session:
         steady = sorted(rates[1:] or rates)  # the first epoch warms up and compiles
         tested = [row for row in self.history if row["test_accuracy"] is not None]
         return {
-            "command": record.command(arguments),
+            "command": provenance.command(arguments),
             "config": record.described(self.config),
             "seed": self.config.schedule.seed,
-            **record.environment(self.ranks.device, self.ranks.world_size),
+            **provenance.environment(self.ranks.device, self.ranks.world_size),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "examples": [trainer.data.train_size, trainer.data.test_size],
             "wall_seconds": self._seconds(),

@@ -14,49 +14,70 @@ from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.likelihood import LossFn
 
 
+def lanczos(
+    product: Callable[[Tensor], Tensor],
+    start: Float[Tensor, "runs d"],
+    iterations: int,
+    tolerance: float = 0.0,
+) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"], int]:
+    """The largest eigenvalue of symmetric matrices by Lanczos, every new vector made orthogonal to all before.
+
+    Args:
+        product: from one vector per matrix, shape (runs, d), to the products H v, of the same shape.
+        start: a vector per matrix, not zero.
+        iterations: products at most; one vector is kept for each.
+        tolerance: residual over |lambda| at which it stops, when every matrix has reached it.
+
+    Returns:
+        Per matrix its largest Ritz value lambda and the residual |H v - lambda v|, within which an eigenvalue lies,
+        both in float64 on the host; and the number of products taken.
+
+    Source: Lanczos 1950; the residual is |beta_k s_k|, Parlett 1980, section 13.2.
+    """
+    check_count("iterations", iterations)
+    basis = [start / start.norm(dim=1, keepdim=True)]
+    runs, most = len(start), min(iterations, start.shape[1])
+    tridiagonal = torch.zeros(runs, most, most, dtype=torch.float64)
+    taken = 0
+    for k in range(most):
+        w = product(basis[-1])
+        taken += 1
+        tridiagonal[:, k, k] = (w * basis[-1]).sum(1).double().cpu()
+        for _ in range(2):  # twice is enough
+            for v in basis:
+                w = w - (w * v).sum(1, keepdim=True) * v
+        beta = w.norm(dim=1)
+        ritz, vectors = torch.linalg.eigh(tridiagonal[:, :taken, :taken])
+        values, residuals = ritz[:, -1], (beta.double().cpu() * vectors[:, -1, -1]).abs()
+        scale = torch.maximum(ritz[:, 0].abs(), values.abs()).clamp_min(1e-30)
+        done = (residuals <= tolerance * values.abs()) | (beta.double().cpu() <= 1e-7 * scale)
+        if bool(done.all()) or taken == most:
+            break
+        tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = beta.double().cpu()
+        basis.append(w / beta.clamp_min(torch.finfo(beta.dtype).tiny)[:, None])
+    return values, residuals, taken
+
+
 def top_eigenvalue(
     product: Callable[[Tensor], Tensor],
     start: Float[Tensor, " d"],
     iterations: int = 30,
     tolerance: float = 1e-3,
 ) -> dict[str, float]:
-    """The largest eigenvalue of a symmetric matrix by Lanczos, every new vector made orthogonal to all before.
+    """The largest eigenvalue of one symmetric matrix, by :func:`lanczos`.
 
     Args:
         product: v to H v.
         start: any vector that is not zero.
-        iterations: products at most; one vector is kept for each.
+        iterations: products at most.
         tolerance: residual |H v - lambda v| / |lambda| at which it stops.
 
     Returns:
         {"top_eigenvalue", "residual" (an eigenvalue lies within it, in units of the eigenvalue), "products"}.
-
-    Source: Lanczos 1950; the residual is |beta_k s_k|, Parlett 1980, section 13.2.
     """
-    check_count("iterations", iterations)
-    basis = [start / start.norm()]
-    diagonal: list[float] = []
-    off_diagonal: list[float] = []
-    value = residual = 0.0
-    for _ in range(min(iterations, len(start))):
-        w = product(basis[-1])
-        diagonal.append(float(w @ basis[-1]))
-        for _ in range(2):  # twice is enough
-            for v in basis:
-                w = w - (w @ v) * v
-        beta = float(w.norm())
-        tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-        for i, b in enumerate(off_diagonal):
-            tridiagonal[i, i + 1] = tridiagonal[i + 1, i] = b
-        values, vectors = torch.linalg.eigh(tridiagonal)
-        value, residual = float(values[-1]), abs(beta * float(vectors[-1, -1]))
-        scale = max(abs(float(values[0])), abs(value), 1e-30)
-        if residual <= tolerance * abs(value) or beta <= 1e-7 * scale:
-            break
-        off_diagonal.append(beta)
-        basis.append(w / beta)
-    relative = residual / abs(value) if value else 0.0
-    return {"top_eigenvalue": value, "residual": relative, "products": len(diagonal)}
+    values, residuals, taken = lanczos(lambda v: product(v[0])[None], start[None], iterations, tolerance)
+    value, residual = float(values[0]), float(residuals[0])
+    return {"top_eigenvalue": value, "residual": residual / abs(value) if value else 0.0, "products": taken}
 
 
 def sharpness(

@@ -30,7 +30,7 @@ def sgd(w: nn.Parameter, **options: Any) -> SGD:
 
 
 CONSTRUCTION: dict[str, tuple[Callable[[nn.Parameter], object], str]] = {
-    "rho negative": (lambda w: SAM(sgd(w), rho=-0.1), r"rho=-0\.1 .* \[0, inf\]"),
+    "rho negative": (lambda w: SAM(sgd(w), rho=-0.1), r"rho=-0\.1 .* \[0, inf\)"),
     "rho nan": (lambda w: SAM(sgd(w), rho=NAN), "rho=nan .* finite"),
     "rho inf": (lambda w: SAM(sgd(w), rho=float("inf")), "rho=inf .* finite"),
     "rho text": (lambda w: SAM(sgd(w), rho="big"), "rho='big' is not a number"),  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[nn.Parameter], object], str]] = {
     "alpha": (lambda w: Monge(alpha=-1.0), r"alpha=-1\.0"),
     "alpha nan": (lambda w: Monge(alpha=NAN), "alpha=nan"),
     "eta of Adaptive": (lambda w: Adaptive(eta=-0.01), r"eta=-0\.01"),
-    "eta of Fisher": (lambda w: Fisher(eta=0.0), r"eta=0\.0 .* \(0, inf\]"),
+    "eta of Fisher": (lambda w: Fisher(eta=0.0), r"eta=0\.0 .* \(0, inf\)"),
 }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from llqr_sam_ref import LLQR, LLQRConfig
 from llqr_sam_ref.nets import mlp
-from llqr_sam_ref.optim.curvature.linearization import Linearization
+from llqr_sam_ref.optim.curvature import Linearization, observed
 from tests.optim._models import CASES, Case, case, flat, random_vector, relative_error
 
 BACKENDS = ("traced", "kept")
@@ -399,3 +401,30 @@ def test_inputs_may_be_several() -> None:
     by_name.relinearize({"x": x, "shift": shift, "power": 3}, y)
     assert by_name.traces == 2
     assert relative_error(flat(by_name.ggn(v)), flat(by_position.ggn(v))) > 0.01
+
+
+def test_products_are_seen_where_they_are_taken() -> None:
+    """Those of a refit too: one per inner step; outside of the block nobody looks."""
+    model, x, y = nn.Linear(4, 3), torch.randn(6, 4), torch.arange(6) % 3
+    seen: list[str] = []
+
+    @contextmanager
+    def around(name: str) -> Iterator[None]:
+        seen.append(name)
+        yield
+        seen.append("done")
+
+    here = Linearization(model, nn.CrossEntropyLoss(), x, y)
+    v = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    opt = LLQR(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model,
+        nn.CrossEntropyLoss(),
+        LLQRConfig.published(steps=2),
+    )
+    with observed(around):
+        here.ggn(v)
+        here.hessian(v)
+        opt.refit(x, y)
+    here.fisher(v)
+    assert seen == [*("ggn", "done", "hessian", "done"), *("fisher", "done") * 2]

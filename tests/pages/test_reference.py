@@ -28,7 +28,7 @@ SURFACE = {"batchnorm", "curvature", "likelihood", "llqr", "metric", "preconditi
 
 def test_the_surface_of_optim_is_what_users_call() -> None:
     assert set(MODULES["llqr_sam_ref.optim"]) == SURFACE
-    assert API.public_members("llqr_sam_ref.optim.curvature") == ["Linearization"]
+    assert API.public_members("llqr_sam_ref.optim.curvature") == ["Linearization", "observed"]
     assert API.public_members("llqr_sam_ref.optim.preconditioner") == ["BlockReport"]
     private = (
         {path.stem for path in Path(optim.__path__[0]).iterdir()} - SURFACE - {"__init__", "__pycache__"}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llqr_sam_ref.errors import MissingPackageError, needs
 from llqr_sam_ref.train import cli, record
 from llqr_sam_ref.train.presets import PRESETS
 from tests.train import files
@@ -400,6 +401,16 @@ def test_an_import_says_which_extra_is_missing(missing: str, code: str, extra: s
     assert done.stderr.splitlines()[-1].endswith(
         f"MissingPackageError: {missing} is not installed; pip install 'llqr-sam-ref[{extra}]'."
     )
+
+
+def test_a_package_that_lacks_something_itself_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_there.py").write_text("import a_package_that_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_nobody_has") as caught:
+        needs("half_there", "train")
+    assert not isinstance(caught.value, MissingPackageError)
 
 
 def test_what_needs_no_torch_works_without() -> None:

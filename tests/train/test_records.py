@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from llqr_sam_ref.train import record
+from llqr_sam_ref.train import provenance, record
 from llqr_sam_ref.train.compare import grouped, table, text, time_to
 from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.plots import draw
@@ -57,7 +57,7 @@ def test_a_record_says_what_when_and_with_what(tmp_path: Path) -> None:
     ],
 )
 def test_commands_keep_no_paths(arguments: list[str], expected: str) -> None:
-    assert record.command(arguments) == f"python -m llqr_sam_ref {expected}"
+    assert provenance.command(arguments) == f"python -m llqr_sam_ref {expected}"
 
 
 def test_a_run_from_python_says_how_it_is_repeated(tmp_path: Path) -> None:

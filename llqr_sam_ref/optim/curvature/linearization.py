@@ -14,7 +14,8 @@ depends on the weights alone is evaluated again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +75,29 @@ class _Setup:
     held: bool = False  # whether the likelihood was held against the loss here
     gradient: list[Tensor] | None = None
     hessian: HessianProduct | None = None
+
+
+_AROUND: ContextVar[Callable[[str], AbstractContextManager[object]]] = ContextVar(
+    "around", default=lambda _: nullcontext()
+)
+
+
+@contextmanager
+def observed(around: Callable[[str], AbstractContextManager[object]]) -> Iterator[None]:
+    """Count or time curvature products, wherever they are taken: in a refit, for instance.
+
+    Args:
+        around: called with "ggn", "fisher" or "hessian" for each product, which then runs inside the context that it
+            returns.
+
+    Yields:
+        Nothing.
+    """
+    token = _AROUND.set(around)
+    try:
+        yield
+    finally:
+        _AROUND.reset(token)
 
 
 class Linearization:
@@ -276,7 +300,8 @@ class Linearization:
         def curvature(change: list[Tensor]) -> list[Tensor]:
             return loss_curvature(slopes, here.outputs, change)
 
-        return self._sandwich(here, v, curvature)
+        with _AROUND.get()("ggn"):
+            return self._sandwich(here, v, curvature)
 
     def fisher(self, v: Vector, reduction: str | None = None) -> Vector:
         """The Fisher product J^T Q J v, with Q of the likelihood's labels, plus the costs on states.
@@ -297,7 +322,8 @@ class Linearization:
         def curvature(change: list[Tensor]) -> list[Tensor]:
             return likelihood_curvature(likelihood, here.output, here.outputs, labels, change)
 
-        return self._sandwich(here, v, curvature)
+        with _AROUND.get()("fisher"):
+            return self._sandwich(here, v, curvature)
 
     def hessian(self, v: Vector) -> Vector:
         """The Hessian product H v of the loss, plus the costs on states.
@@ -309,7 +335,7 @@ class Linearization:
             A vector of weights.
         """
         here = self._here()
-        with isolated(self._pure.device), _twice_differentiable():
+        with _AROUND.get()("hessian"), isolated(self._pure.device), _twice_differentiable():
             if here.hessian is None:
                 split = self._split(self._traces.hessians, trace_hessian, here.point)
                 here.hessian = (

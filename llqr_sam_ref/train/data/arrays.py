@@ -55,8 +55,8 @@ class ImageData(Data):
             if len(images) != len(labels):
                 raise UserError(f"{name}: {len(images)} {which} images but {len(labels)} labels.")
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-                found = f"{int(labels.min())} to {int(labels.max())}"
-                raise UserError(f"{name}: {which} labels from {found} for {classes} classes.")
+                span = f"{int(labels.min())} to {int(labels.max())}"
+                raise UserError(f"{name}: {which} labels from {span} for {classes} classes.")
             limit = config.train_examples if which == "training" else config.test_examples
             parts.append((images[:limit], labels[:limit].long()))
         (images, labels), (test_images, test_labels) = parts

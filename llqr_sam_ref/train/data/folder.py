@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class, as ImageNet comes: decoded by threads ahead of their use.
+"""Images in folders, one folder per class, as ImageNet comes: decoded by threads ahead of their use.
 
 PATH/train/CLASS/*.JPEG    PATH/val/CLASS/*.JPEG
 """

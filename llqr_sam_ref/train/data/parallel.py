@@ -83,12 +83,12 @@ class ParallelData(Data):
             raise UserError(
                 f"batch_size={size} tokens is less than the longest sentence, {longest}; pass at least that."
             )
-        found: list[Tensor] = []
+        batches: list[Tensor] = []
         for bucket in self.buckets:
             shuffled = bucket[torch.randperm(len(bucket), generator=generator)]
-            found.extend(torch.split(shuffled, size // int(self.lengths[bucket].max())))
-        order = torch.randperm(len(found), generator=generator)
-        return [found[i] for i in order.tolist()]
+            batches.extend(torch.split(shuffled, size // int(self.lengths[bucket].max())))
+        order = torch.randperm(len(batches), generator=generator)
+        return [batches[i] for i in order.tolist()]
 
     def train_batch(self, indices: Tensor, uniforms: Tensor) -> Batch:
         """((source, target so far), target)."""
