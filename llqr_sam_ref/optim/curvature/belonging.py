@@ -5,20 +5,33 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from llqr_sam_ref.optim._memory import raise_out_of_memory
 from llqr_sam_ref.optim.curvature.outputs import Outputs, floats, rebuilt
 from llqr_sam_ref.optim.likelihood.base import REDUCTIONS, Likelihood, LossFn
 from llqr_sam_ref.optim.likelihood.inference import REMEDY
 
 
+class Belonging(NamedTuple):
+    """What a batch says of a likelihood and a loss.
+
+    Args:
+        likelihood: with the class axis and the reduction that the loss has, as far as the batch tells.
+        told: whether it tells; False where all labels are ignored, or every slope is lost in rounding.
+    """
+
+    likelihood: Likelihood
+    told: bool
+
+
 def held_against(
     likelihood: Likelihood, loss_fn: LossFn, output: Outputs, targets: Any, *, loss: Tensor | None = None
-) -> Likelihood | None:
+) -> Belonging:
     """Hold a likelihood against its loss where a module was evaluated.
 
     Without targets, labels are sampled from the likelihood and given to the loss as such. A loss of the outputs alone
@@ -32,7 +45,7 @@ def held_against(
         loss: of ``output``, with a graph that reaches its tensors, if it is there already.
 
     Returns:
-        As ``matched``; the likelihood itself where it cannot be held against the loss.
+        As ``matched``; the likelihood itself, as if it were told, where it cannot be held against the loss.
 
     Raises:
         ValueError: the likelihood is not the loss's.
@@ -41,12 +54,16 @@ def held_against(
         output = rebuilt(output, [leaf.detach().requires_grad_() for leaf in floats(output)])
     z = likelihood.read(output)
     if targets is None:
-        return likelihood if takes_one(loss_fn) else _held_against_samples(likelihood, loss_fn, output, z)
+        if takes_one(loss_fn):
+            return Belonging(likelihood, True)
+        return _held_against_samples(likelihood, loss_fn, output, z)
     if loss is None:
         with torch.enable_grad():
             loss = loss_fn(output, targets)
     labels = likelihood.read_labels(targets)
-    return likelihood if labels is None else _held(likelihood, loss_fn, output, z, loss, labels)
+    if labels is None:
+        return Belonging(likelihood, True)
+    return _held(likelihood, loss_fn, output, z, loss, labels)
 
 
 def takes_one(loss_fn: LossFn) -> bool:
@@ -60,9 +77,7 @@ def takes_one(loss_fn: LossFn) -> bool:
     return True
 
 
-def _held_against_samples(
-    likelihood: Likelihood, loss_fn: LossFn, output: Outputs, z: Tensor
-) -> Likelihood | None:
+def _held_against_samples(likelihood: Likelihood, loss_fn: LossFn, output: Outputs, z: Tensor) -> Belonging:
     problem: Exception | None = None
     for candidate in likelihood.candidates(z):
         shape = candidate.uniforms_shape(tuple(z.shape))
@@ -73,6 +88,7 @@ def _held_against_samples(
                 loss = loss_fn(output, labels)
             return _held(candidate, loss_fn, output, z, loss, labels, only=True)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise_out_of_memory(error)
             problem = problem or error
     raise ValueError(
         f"likelihood={likelihood} does not fit loss_fn={loss_fn!r}, given labels that are sampled from it: {problem} "
@@ -89,7 +105,7 @@ def _held(
     labels: Tensor,
     *,
     only: bool = False,
-) -> Likelihood | None:
+) -> Belonging:
     leaves = [leaf for leaf in floats(output) if leaf.requires_grad]
     if any(leaf is z for leaf in leaves):
         (slope,) = torch.autograd.grad(loss, [z], retain_graph=True, allow_unused=True)
@@ -124,7 +140,7 @@ def matched(
     *,
     pull: Callable[[Tensor], Tensor] | None = None,
     only: bool = False,
-) -> Likelihood | None:
+) -> Belonging:
     """Hold a likelihood against its loss: its slope must be the gradient that autograd finds, up to a factor.
 
     Args:
@@ -137,14 +153,16 @@ def matched(
         only: whether the class axis is the one that the likelihood has.
 
     Returns:
-        The likelihood, with the class axis and the reduction that the loss has; None where the batch does not tell (all
-        labels are ignored, or every slope is lost in rounding).
+        The likelihood, with the class axis and the reduction that the loss has, and whether the batch tells them.
 
     Raises:
         ValueError: the likelihood is not the loss's.
     """
+    if not bool(outputs.isfinite().all() & slope.isfinite().all()):
+        return Belonging(likelihood, False)  # what is wrong is said where the probes are looked at
     eps = torch.finfo(outputs.dtype).eps
-    silent, pair, reason = False, None, None
+    lost = 100 * eps  # of a slope whose terms are of order 1
+    silent, pair, reason = [], None, None
     for candidate in (likelihood,) if only else likelihood.candidates(outputs):
         try:
             total = candidate.slope(outputs, targets)
@@ -152,6 +170,7 @@ def matched(
                 r: float(replace(candidate, reduction=r).divisor(outputs, targets)) for r in REDUCTIONS
             }
         except (RuntimeError, ValueError, IndexError) as error:
+            raise_out_of_memory(error)
             reason = reason or error
             continue
         ours, theirs = (
@@ -159,24 +178,25 @@ def matched(
             if pull is None
             else (pull(total), slope)
         )
-        lost = 100 * eps  # of a slope whose terms are of order 1
         size, length = float(ours.abs().max()), float(ours.square().sum())
         if ours.shape != theirs.shape or not divisors["mean"]:
             factor = 0.0
         else:
             factor = float((theirs * ours).sum()) / length if length else 0.0
-        if size <= 10 * lost and not float(theirs.abs().max()) > 10 * lost / max(divisors["mean"], 1.0):
-            silent = True
+        if size <= 10 * lost and float(theirs.abs().max()) <= 10 * lost / max(divisors["mean"], 1.0):
+            silent.append(candidate)
         elif factor > 0 and float((theirs - factor * ours).abs().max()) <= factor * (eps**0.5 * size + lost):
             own = factor * divisors[candidate.reduction]
             same = [r for r in REDUCTIONS if abs(factor * divisors[r] - 1) < 1e-3]
-            return replace(candidate, reduction=same[0]) if same and abs(own - 1) >= 1e-3 else candidate
+            if same and abs(own - 1) >= 1e-3:
+                candidate = replace(candidate, reduction=same[0])
+            return Belonging(candidate, True)
         else:
             pair = pair or (theirs, ours / max(divisors[candidate.reduction], eps))
+    if silent:
+        return Belonging(silent[0], False)
     if pair is not None:
         raise ValueError(_mismatch(likelihood, loss_fn, *pair))
-    if silent:
-        return None
     raise ValueError(f"likelihood={likelihood} does not fit loss_fn={loss_fn!r}: {reason} {REMEDY}")
 
 

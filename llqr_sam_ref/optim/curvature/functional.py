@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from llqr_sam_ref.errors import unknown_name
+from llqr_sam_ref.optim._memory import raise_out_of_memory
 from llqr_sam_ref.optim._tree import Tree, flatten, map_tensors, tensors_of, unflatten
 from llqr_sam_ref.optim.curvature.outputs import Outputs, alike, all_finite, described, floats
 from llqr_sam_ref.optim.likelihood import LossFn
@@ -284,6 +285,7 @@ class PureModule:
                     self.forward(point.params, point.rest, point.layout),
                 )
             except Exception as error:
+                raise_out_of_memory(error)
                 raise ValueError(
                     f"the module cannot be evaluated on the probe batch (shapes {shapes}): {error} Pass "
                     "inputs as a tensor, a tuple of positional or a dict of keyword arguments."
@@ -291,6 +293,7 @@ class PureModule:
             try:
                 loss = self.loss(output, point.rest, point.layout)
             except Exception as error:
+                raise_out_of_memory(error)
                 raise ValueError(
                     f"loss_fn fails on {described(output)} with the given targets: {error}"
                 ) from error

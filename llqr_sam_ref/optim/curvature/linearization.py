@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llqr_sam_ref.errors import check_choice, check_number
+from llqr_sam_ref.optim._memory import raise_out_of_memory
 from llqr_sam_ref.optim.curvature.belonging import held_against
 from llqr_sam_ref.optim.curvature.derivatives import (
     HessianProduct,
@@ -185,9 +186,9 @@ class Linearization:
             targets = self._pure.targets(here.point.rest, here.point.layout)
             with isolated(self._pure.device):
                 output, loss = self._pure.look(here.point)
-            belonging = held_against(self._likelihood, self._pure.loss_fn, output, targets, loss=loss)
-            if belonging is not None:
-                self._likelihood, self._belongs = belonging, True
+            self._likelihood, self._belongs = held_against(
+                self._likelihood, self._pure.loss_fn, output, targets, loss=loss
+            )
         return self._likelihood
 
     def relinearize(self, inputs: Batch = None, targets: Any = None) -> Linearization:
@@ -449,6 +450,7 @@ def _twice_differentiable() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
+        raise_out_of_memory(error)
         reason = str(error).splitlines()[0]
         remedy = "replace the operation by one that torch can differentiate twice"
         if "attention" in str(error) or "flash" in str(error):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
+from llqr_sam_ref.optim._memory import raise_out_of_memory
 from llqr_sam_ref.optim._tree import batch_size, flatten, micro_batch, sizes, tensors_of
 from llqr_sam_ref.optim.curvature.belonging import held_against
 from llqr_sam_ref.optim.curvature.functional import PureModule, Vector, isolated
@@ -132,17 +133,29 @@ class ProbeBatch:
         """
         if self.likelihood is None or self.findings.likelihood is not None:
             return
-        for index in range(1 if self.sharded else self.share):
+        for index in range(self.share):
             inputs, targets = self.part(index)
-            if self.sharded:  # every rank takes part in the pass; what is compared lies after it
-                with torch.no_grad():
-                    output, loss = called(self.model, inputs), None
-            else:
-                output, loss = self._look(inputs, targets)
-            held = held_against(self.likelihood, self.loss_fn, output, targets, loss=loss)
-            if held is not None:
-                self.likelihood = self.findings.likelihood = held
+            output, loss = self._look(inputs, targets)
+            if self._told(output, targets, loss):
                 return
+
+    def _hold_sharded(self) -> None:
+        """As ``hold``, where every rank takes part in the pass, and what is compared lies after it."""
+        if self.likelihood is None or not self.ranks.total(self.findings.likelihood is None, self.device):
+            return
+        inputs, targets = self.part(0)
+        with torch.no_grad():
+            output = called(self.model, inputs)
+        with self.ranks.agreed("the likelihood's comparison with the loss", self.device):
+            self._told(output, targets, None)
+
+    def _told(self, output: Any, targets: Any, loss: Tensor | None) -> bool:
+        """Whether a micro-batch tells that the likelihood belongs to the loss."""
+        assert self.likelihood is not None
+        self.likelihood, told = held_against(self.likelihood, self.loss_fn, output, targets, loss=loss)
+        if told:
+            self.findings.likelihood = self.likelihood
+        return told
 
     def _look(self, inputs: Any, targets: Any) -> tuple[Any, Tensor | None]:
         """Outputs and the loss on a micro-batch, with their graph."""
@@ -155,6 +168,7 @@ class ProbeBatch:
             try:
                 return pure.look(pure.at(inputs, targets))
             except (RuntimeError, TypeError, IndexError, ValueError) as error:
+                raise_out_of_memory(error)
                 reason = f"loss_fn fails on the probe batch: {error}"
                 raise ValueError(f"{reason} {sizes(tensors_of((inputs, targets)))}") from error
 
@@ -268,7 +282,7 @@ class ProbeBatch:
         )
 
     def _sharded_gradients(self, uniforms: Callable[[tuple[int, ...]], Tensor], *, sampled: bool) -> Vector:
-        self.hold()
+        self._hold_sharded()
 
         def scales(output: Any) -> list[float]:
             self.count(self.shape_of(output))
@@ -374,4 +388,5 @@ def fits() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, IndexError) as error:
+        raise_out_of_memory(error)
         raise ValueError(f"inputs do not fit the model: {error}") from error

@@ -19,6 +19,7 @@ from torch.func import grad, vmap
 from torch.nn.modules.conv import _ConvNd
 
 from llqr_sam_ref.errors import check_count
+from llqr_sam_ref.optim._memory import raise_out_of_memory
 from llqr_sam_ref.optim._tree import batch_size, is_split, sizes
 from llqr_sam_ref.optim.curvature.functional import Batch, Point, PureModule, Vector, isolated
 from llqr_sam_ref.optim.curvature.outputs import Outputs, all_finite
@@ -134,6 +135,7 @@ def _micro_batch_gradients(
         with isolated(pure.device):
             gradients, finite = _run(pure, point, objective, split, batching or Batching())
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        raise_out_of_memory(error)
         raise ValueError(f"no gradients on the probe batch: {error} {split.problem}") from error
     if not bool(finite.all()):
         raise ValueError("the probe batch gives outputs that are not finite; remove NaN and Inf from it.")
@@ -201,9 +203,8 @@ def _run(
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                 return _at_once(pure, point, objective, split)
-        except torch.OutOfMemoryError:
-            pass  # at another time there may be room
-        except RuntimeError:
+        except RuntimeError as error:
+            raise_out_of_memory(error)
             refused = True  # an operation that cannot be batched, or a batch that does not fit
     result = _one_by_one(pure, point, objective, split)
     batching.refused |= refused  # the batch fits
