@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,7 +115,7 @@ class ProbeBatch:
                 "not divide; pass a multiple."
             )
 
-    @cached_property
+    @property
     def counting(self) -> Likelihood | None:
         """What tells how much each label counts; None where nothing does, and every example counts 1."""
         return self.likelihood or counted_by(self.loss_fn)
