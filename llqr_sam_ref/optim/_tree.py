@@ -147,6 +147,24 @@ def is_split(tensor: Tensor, examples: int, *, target: bool = False) -> bool:
     return len(tensor) == examples or (target and len(tensor) > 0 and len(tensor) % examples == 0)
 
 
+def check_split(inputs: Sequence[Tensor], examples: int, probes: int) -> None:
+    """See that micro-batches have inputs of their own.
+
+    Args:
+        inputs: the tensors in them.
+        examples: how many the batch has.
+        probes: how many micro-batches there are.
+
+    Raises:
+        ValueError: they would all have the same inputs, whole.
+    """
+    if probes > 1 and not any(is_split(tensor, examples) for tensor in inputs):
+        raise ValueError(
+            f"probes={probes} micro-batches cannot be made of inputs without a tensor whose first axis has the batch's "
+            f"{examples} examples; pass probes=1."
+        )
+
+
 def micro_batch(inputs: Any, targets: Any, index: int, count: int) -> tuple[Any, Any]:
     """One of equal contiguous parts of a batch.
 
@@ -189,7 +207,7 @@ def _parts(node: Any) -> dict[Any, Any] | None:
 def _rebuilt(container: Any, parts: dict[Any, Any]) -> Any:
     """A copy of a container with other parts; of a mapping that cannot be written to, a plain dict."""
     if isinstance(container, dict) or hasattr(type(container), "__setitem__"):
-        new = copy.copy(container)
+        new = _copied(container)
         for key, value in parts.items():
             new[key] = value
         return new
@@ -198,4 +216,19 @@ def _rebuilt(container: Any, parts: dict[Any, Any]) -> Any:
     new = copy.copy(container)
     for name, value in parts.items():
         object.__setattr__(new, name, value)
+    return new
+
+
+def _copied(mapping: Any) -> Any:
+    """A copy of a mapping to write into: what it keeps its items in is copied too, and its class is not called."""
+    try:
+        new = copy.copy(mapping)
+    except TypeError:  # it is made with arguments
+        kind: Any = type(mapping)
+        new = kind.__new__(kind)
+        vars(new).update(vars(mapping))
+    kept = getattr(mapping, "__dict__", {})
+    for name in [name for name, value in kept.items() if isinstance(value, (dict, list))]:
+        if vars(new).get(name) is kept[name]:
+            vars(new)[name] = copy.copy(kept[name])
     return new

@@ -54,7 +54,7 @@ def held_against(
         output = rebuilt(output, [leaf.detach().requires_grad_() for leaf in floats(output)])
     z = likelihood.read(output)
     if targets is None:
-        if takes_one(loss_fn):
+        if _takes_outputs_alone(loss_fn, output):
             return Belonging(likelihood, True)
         return _held_against_samples(likelihood, loss_fn, output, z)
     if loss is None:
@@ -66,13 +66,20 @@ def held_against(
     return _held(likelihood, loss_fn, output, z, loss, labels)
 
 
-def takes_one(loss_fn: LossFn) -> bool:
-    """Whether a loss can be called with outputs alone."""
+def _takes_outputs_alone(loss_fn: LossFn, output: Outputs) -> bool:
     try:
-        inspect.signature(loss_fn).bind(None)
+        signature = inspect.signature(loss_fn)
+    except (TypeError, ValueError):  # it has none: ask it
+        try:
+            with torch.no_grad():
+                loss_fn(output)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise_out_of_memory(error)
+            return False
+        return True
+    try:
+        signature.bind(output)
     except TypeError:
-        return False
-    except ValueError:  # it has no signature
         return False
     return True
 

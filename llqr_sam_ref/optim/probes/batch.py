@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
 from llqr_sam_ref.optim._memory import raise_out_of_memory
-from llqr_sam_ref.optim._tree import batch_size, flatten, micro_batch, sizes, tensors_of
+from llqr_sam_ref.optim._tree import batch_size, check_split, flatten, micro_batch, sizes, tensors_of
 from llqr_sam_ref.optim.curvature.belonging import held_against
 from llqr_sam_ref.optim.curvature.functional import PureModule, Vector, isolated
 from llqr_sam_ref.optim.curvature.linearization import Linearization
@@ -114,6 +114,7 @@ class ProbeBatch:
                 f"inputs holds {self.examples} examples, which {self.share} micro-batches (probes={self.probes}) do "
                 "not divide; pass a multiple."
             )
+        check_split(tensors_of(self.inputs), self.examples, self.share)
 
     @property
     def counting(self) -> Likelihood | None:
@@ -160,7 +161,7 @@ class ProbeBatch:
         """Outputs and the loss on a micro-batch, with their graph."""
         pure = PureModule(self.model, self.loss_fn)
         with isolated(pure.device):
-            with fits():
+            with fits(self.inputs, self.targets):
                 self.findings.shapes[self._key(inputs, targets)] = self.shape_of(
                     pure.now(pure.at(inputs, targets))[0]
                 )
@@ -184,7 +185,7 @@ class ProbeBatch:
         key = self._key(inputs, targets)
         if key not in self.findings.shapes:
             pure = PureModule(self.model, self.loss_fn)
-            with isolated(pure.device), fits():
+            with isolated(pure.device), fits(self.inputs, self.targets):
                 output, _ = pure.now(pure.at(inputs, targets))
             self.findings.shapes = {key: self.shape_of(output)}  # that of the last batch is enough
         return self.findings.shapes[key]
@@ -382,10 +383,12 @@ def _check_finite(V: Vector) -> None:
 
 
 @contextmanager
-def fits() -> Iterator[None]:
+def fits(inputs: Any, targets: Any) -> Iterator[None]:
     """Say that inputs do not fit the model where its evaluation fails."""
     try:
         yield
     except (RuntimeError, TypeError, IndexError) as error:
         raise_out_of_memory(error)
-        raise ValueError(f"inputs do not fit the model: {error}") from error
+        raise ValueError(
+            f"inputs do not fit the model: {error} {sizes(tensors_of((inputs, targets)))}"
+        ) from error

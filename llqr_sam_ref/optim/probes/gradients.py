@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from llqr_sam_ref.errors import check_count
 from llqr_sam_ref.optim._memory import raise_out_of_memory
-from llqr_sam_ref.optim._tree import batch_size, is_split, sizes
+from llqr_sam_ref.optim._tree import batch_size, check_split, is_split, sizes
 from llqr_sam_ref.optim.curvature.functional import Batch, Point, PureModule, Vector, isolated
 from llqr_sam_ref.optim.curvature.outputs import Outputs, all_finite
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
@@ -169,11 +169,7 @@ class _Split:
             0 if probes > 1 and is_split(leaf, examples, target=index >= inputs) else None
             for index, leaf in enumerate(leaves)
         ]
-        if probes > 1 and 0 not in self.axes[:inputs]:
-            raise ValueError(
-                f"probes={probes} micro-batches cannot be made of inputs without a tensor whose first axis has "
-                f"the batch's {examples} examples; pass probes=1."
-            )
+        check_split(leaves[:inputs], examples, probes)
         self.parts = [
             _folded(leaf, probes) if axis == 0 else leaf for leaf, axis in zip(leaves, self.axes, strict=True)
         ]
