@@ -88,7 +88,9 @@ def _held_against_samples(likelihood: Likelihood, loss_fn: LossFn, output: Outpu
     problem: Exception | None = None
     for candidate in likelihood.candidates(z):
         shape = candidate.uniforms_shape(tuple(z.shape))
-        u = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        u = torch.rand(
+            shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu"
+        )
         labels = candidate.sample(z.detach(), None, u.to(z.device, z.dtype))
         try:
             with torch.enable_grad():
@@ -212,7 +214,7 @@ def _mismatch(likelihood: Likelihood, loss_fn: LossFn, theirs: Tensor, ours: Ten
     norms = f"has norm {float(theirs.norm()):.6g} and that of the likelihood {float(ours.norm()):.6g}"
     if ours.shape == theirs.shape:
         position = int((theirs - ours).abs().argmax())
-        where = tuple(int(i) for i in torch.unravel_index(torch.tensor(position), theirs.shape))
+        where = tuple(int(i) for i in torch.unravel_index(torch.tensor(position, device="cpu"), theirs.shape))
         a, b = float(theirs.flatten()[position]), float(ours.flatten()[position])
         norms += f"; at {where} they are {a:.6g} and {b:.6g}"
     return (

@@ -52,7 +52,9 @@ def described(output: Outputs) -> str:
 
 def all_finite(output: Outputs) -> Tensor:
     """Whether an output is finite (0-d); containers may hold masks with infinities, so only a bare tensor is asked."""
-    return output.isfinite().all() if isinstance(output, Tensor) else torch.ones((), dtype=torch.bool)
+    if isinstance(output, Tensor):
+        return output.isfinite().all()
+    return torch.ones((), dtype=torch.bool, device=floats(output)[0].device)
 
 
 def alike(values: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -39,9 +39,11 @@ def draw_uniforms(seed: int, refit: int, shape: tuple[int, ...], ranks: Ranks) -
     Returns:
         Numbers in [0, 1), float64, on the host.
     """
-    generator = torch.Generator().manual_seed(random.Random(f"{seed}, {refit}").getrandbits(63))
+    generator = torch.Generator("cpu").manual_seed(random.Random(f"{seed}, {refit}").getrandbits(63))
     rows = shape[0]
-    drawn = torch.rand((rows * ranks.world_size, *shape[1:]), generator=generator, dtype=torch.float64)
+    drawn = torch.rand(
+        (rows * ranks.world_size, *shape[1:]), generator=generator, dtype=torch.float64, device="cpu"
+    )
     return drawn[rows * ranks.rank : rows * (ranks.rank + 1)]
 
 
@@ -219,7 +221,7 @@ class ProbeBatch:
             self.terms = [max(self.examples, 1) / self.share] * self.share
             self.divisors = self.terms
         else:
-            z = torch.zeros((), dtype=torch.float64).expand(shape)
+            z = torch.zeros((), dtype=torch.float64, device="cpu").expand(shape)
             counts = [
                 (law.terms(z, labels), law.divisor(z, labels))
                 for labels in (law.read_labels(self.part(index)[1]) for index in range(self.share))
