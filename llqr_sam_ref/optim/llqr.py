@@ -277,8 +277,7 @@ class LLQR(OptimizerWrapper):
     @contextmanager
     def _linearized(self, batch: ProbeBatch) -> Iterator[Linearization]:
         """The model linearized on a probe batch; what it holds of that is released at the end."""
-        with batch.ranks.agreed("the set-up on the probe batch", batch.device):
-            here = linearized(self.progress.cache.get("linearization"), batch, self.states)
+        here = linearized(self.progress.cache.get("linearization"), batch, self.states)
         self.progress.cache["linearization"] = here
         try:
             yield here
@@ -291,8 +290,10 @@ class LLQR(OptimizerWrapper):
         solver = self._config.solver
         assert isinstance(solver, InnerLoop)
         with ExitStack() as stack:
-            here = stack.enter_context(self._linearized(batch)) if sum(batch.terms) else None
-            yield batch.product(self._config, solver, here)
+            with batch.ranks.agreed("the set-up on the probe batch", batch.device):
+                here = stack.enter_context(self._linearized(batch)) if sum(batch.terms) else None
+                product = batch.product(self._config, solver, here)
+            yield product
 
     def quadratic_gain(self, inputs: Any, targets: Any = None) -> float:
         """How much better U g is than g as a step on a held-out batch, by the quadratic model there.

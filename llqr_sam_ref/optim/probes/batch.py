@@ -19,6 +19,7 @@ from llqr_sam_ref.optim.curvature.belonging import held_against
 from llqr_sam_ref.optim.curvature.functional import PureModule, Vector, isolated
 from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.distributed.ranks import Ranks
+from llqr_sam_ref.optim.distributed.shards import resharded
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
 from llqr_sam_ref.optim.likelihood.inference import counted_by
 from llqr_sam_ref.optim.probes.gradients import Batching, batch_gradients, sampled_gradients
@@ -143,13 +144,17 @@ class ProbeBatch:
 
     def _hold_sharded(self) -> None:
         """As ``hold``, where every rank takes part in the pass, and what is compared lies after it."""
-        if self.likelihood is None or not self.ranks.total(self.findings.likelihood is None, self.device):
+        if self.likelihood is None:
             return
-        inputs, targets = self.part(0)
-        with torch.no_grad():
-            output = called(self.model, inputs)
-        with self.ranks.agreed("the likelihood's comparison with the loss", self.device):
-            self._told(output, targets, None)
+        for index in range(self.share):
+            if not self.ranks.total(self.findings.likelihood is None, self.device):
+                return
+            inputs, targets = self.part(index)
+            with torch.no_grad(), resharded(self.model):
+                output = called(self.model, inputs)
+            with self.ranks.agreed("the likelihood's comparison with the loss", self.device):
+                if self.findings.likelihood is None:
+                    self._told(output, targets, None)
 
     def _told(self, output: Any, targets: Any, loss: Tensor | None) -> bool:
         """Whether a micro-batch tells that the likelihood belongs to the loss."""
@@ -287,7 +292,8 @@ class ProbeBatch:
         self._hold_sharded()
 
         def scales(output: Any) -> list[float]:
-            self.count(self.shape_of(output))
+            with self.ranks.agreed("the probe batch", self.device):
+                self.count(self.shape_of(output))
             self._add_up()
             return self.scales(sampled=sampled)
 
