@@ -23,6 +23,7 @@ from llqr_sam_ref.errors import unknown_name
 from llqr_sam_ref.optim._memory import raise_out_of_memory
 from llqr_sam_ref.optim._tree import Tree, flatten, map_tensors, tensors_of, unflatten
 from llqr_sam_ref.optim.curvature.outputs import Outputs, alike, all_finite, described, floats
+from llqr_sam_ref.optim.curvature.settings import settings
 from llqr_sam_ref.optim.likelihood import LossFn
 
 Vector = dict[str, Tensor]
@@ -140,7 +141,7 @@ class PureModule:
         shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in (*params, *rest))
         flags = tuple(module.training for module in self.module.modules())
         untouched = tuple((name, id(t), t._version) for name, t in special.items())
-        key = (shapes, layout.fixed, repr(holes), str(tree), flags, untouched, _settings(self.module))
+        key = (shapes, layout.fixed, repr(holes), str(tree), flags, untouched, settings(self.module))
         sources = [(t, t._version) for t in (*parameters.values(), *still.values())]
         return Point(params, rest, layout, key, sources)
 
@@ -370,42 +371,6 @@ def _is_special(tensor: Tensor) -> bool:
     if type(tensor) not in {Tensor, nn.Parameter}:
         return True
     return bool(vars(tensor)) and not (tensor.is_floating_point() and tensor.element_size() < 4)
-
-
-def _settings(module: nn.Module) -> Hashable:
-    """What a forward pass can read of a module beside its tensors, as far as it can be compared.
-
-    Args:
-        module: with all that is in it.
-
-    Returns:
-        Numbers and names by their values, containers by what they hold, other objects by their identity. (What changes
-        inside such an object is noticed when a trace is compared with the module.)
-    """
-    return tuple(
-        (
-            name,
-            type(part),
-            _comparable({k: v for k, v in vars(part).items() if k not in _TENSORS_OF_A_MODULE}),
-        )
-        for name, part in module.named_modules()
-    )
-
-
-_TENSORS_OF_A_MODULE = {"_parameters", "_buffers", "_modules", "training"}
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-
-
-def _comparable(value: object) -> Hashable:
-    if isinstance(value, _PLAIN):
-        return type(value), value if value == value else "nan"
-    if isinstance(value, Mapping):
-        return type(value), tuple((_comparable(k), _comparable(v)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(map(_comparable, value))
-    if isinstance(value, (set, frozenset)):
-        return type(value), frozenset(map(_comparable, value))
-    return type(value), id(value)
 
 
 def _promote(tensor: Tensor) -> Tensor:

@@ -22,7 +22,13 @@ from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.distributed.shards import resharded
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
 from llqr_sam_ref.optim.likelihood.inference import counted_by
-from llqr_sam_ref.optim.probes.gradients import Batching, batch_gradients, sampled_gradients
+from llqr_sam_ref.optim.probes.gradients import (
+    Batching,
+    batch_gradients,
+    check_finite,
+    sampled_gradients,
+    scaled,
+)
 from llqr_sam_ref.optim.probes.sharded import called, sharded_gradients
 
 StateCost = float | Float[Tensor, "d d"]
@@ -265,9 +271,9 @@ class ProbeBatch:
                 self.count(self.output_shape())
                 V = self._means(uniforms, sampled=sampled)
             self._add_up()
-            V = _scaled(V, self.scales(sampled=sampled))
+            V = scaled(V, self.scales(sampled=sampled))
         with self.ranks.agreed("the probe batch", self.device):
-            _check_finite(V)
+            check_finite(V)
         return self.ranks.mean(V) if self.probes == 1 and not self.sharded else V
 
     def _add_up(self) -> None:
@@ -366,28 +372,6 @@ def linearized(
         states=states,
         state_reduction="sum" if batch.counting is not None and batch.counting.reduction == "sum" else "mean",
     )
-
-
-def _scaled(V: Vector, scales: list[float]) -> Vector:
-    """Each probe times its number; 0 where that is 0, whatever the probe is."""
-    if all(scale == 1.0 for scale in scales):
-        return V
-    scaled = {}
-    for name, tensor in V.items():
-        factors = torch.tensor(scales, dtype=tensor.dtype, device=tensor.device)
-        factors = factors.view(-1, *(1 for _ in tensor.shape[1:]))
-        scaled[name] = torch.where(factors == 0, 0.0, tensor * factors)
-    return scaled
-
-
-def _check_finite(V: Vector) -> None:
-    finite = [tensor.isfinite().all() for tensor in V.values()]
-    if not bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
-        name = next(name for name, good in zip(V, finite, strict=True) if not good)
-        raise ValueError(
-            f"the probe batch gives a gradient with NaN or Inf in {name!r}; check its inputs, and lower the "
-            "learning rate if the weights have diverged."
-        )
 
 
 @contextmanager

@@ -118,6 +118,44 @@ def batch_gradients(
     return _micro_batch_gradients(module, objective, inputs, targets, None, probes, batching)
 
 
+def scaled(V: Vector, scales: list[float]) -> Vector:
+    """Probes times numbers; 0 where the number is 0, whatever the probe is.
+
+    Args:
+        V: probes, stacked along the first axis of each parameter's tensor.
+        scales: one number per probe.
+
+    Returns:
+        The same stacks, scaled; V itself where all numbers are 1.
+    """
+    if all(scale == 1.0 for scale in scales):
+        return V
+    product = {}
+    for name, tensor in V.items():
+        factors = torch.tensor(scales, dtype=tensor.dtype, device=tensor.device)
+        factors = factors.view(-1, *(1 for _ in tensor.shape[1:]))
+        product[name] = torch.where(factors == 0, 0.0, tensor * factors)
+    return product
+
+
+def check_finite(V: Vector) -> None:
+    """Refuse probes with NaN or Inf.
+
+    Args:
+        V: probes.
+
+    Raises:
+        ValueError: names the first parameter that has some.
+    """
+    finite = [tensor.isfinite().all() for tensor in V.values()]
+    if not bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
+        name = next(name for name, good in zip(V, finite, strict=True) if not good)
+        raise ValueError(
+            f"the probe batch gives a gradient with NaN or Inf in {name!r}; check its inputs, and lower the "
+            "learning rate if the weights have diverged."
+        )
+
+
 def _micro_batch_gradients(
     module: nn.Module,
     objective: Objective,
