@@ -1,4 +1,5 @@
 # Two commands do everything: `make book` renders the executed book, `make test` runs every check.
+# A third, `make clients`, runs the optimizers in other people's training loops.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ help:
 	@echo "make book   execute and render the book into _build/html"
 	@echo "make test   run every test, the built site included"
 	@echo "make clients  run our optimizers in Lightning, Accelerate, Trainer, timm, PEFT (own environment)"
-	@echo "make lint   ruff and the type checker"
+	@echo "make lint   ruff, the type checker, and which way imports run"
 	@echo "make bench  measure what the methods cost, beside a plain loop and a peer (twenty minutes)"
 	@echo "make lab    open the chapters in JupyterLab"
 	@echo "make clean  remove _build and caches (keeps .venv)"
@@ -49,6 +50,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(READY)
 	$(BIN)/python -m book.experiments.bench

@@ -131,7 +131,7 @@ def gradients(weights: Sequence[Tensor], inputs: Tensor, labels: Tensor) -> tupl
 
 
 def over_runs(values: Tensor, like: Tensor) -> Tensor:
-    """One number a run, shaped to multiply a tensor with a leading run axis."""
+    """One number per run, shaped to multiply a tensor with a leading run axis."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 

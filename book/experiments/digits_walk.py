@@ -34,13 +34,18 @@ Data = tuple[Tensor, Tensor]
 Maker = Callable[[nn.Module, float, Callable[[], Data]], Optimizer]
 
 
+def ill_scaled(x: Tensor, generator: torch.Generator) -> Tensor:
+    """(x + 2) 10^(-1.5 u) for images x (n, 64), u uniform per pixel, the same for all of them; in the type of x."""
+    squeeze = 10.0 ** (-1.5 * torch.rand(64, generator=generator, dtype=torch.float64))
+    return ((x + 2) * squeeze).to(x.dtype)
+
+
 def data() -> tuple[Data, Data]:
-    """Training and test set: (x + 2) 10^(-1.5 u), u uniform per pixel, the same for everybody."""
+    """Training and test set of badly scaled digits."""
     inputs, labels = load_digits(return_X_y=True)
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(labels), generator=generator)
-    squeeze = 10.0 ** (-1.5 * torch.rand(64, generator=generator, dtype=torch.float64))
-    x = ((torch.from_numpy(inputs) / 16 + 2) * squeeze)[order].float()
+    x = ill_scaled(torch.from_numpy(inputs) / 16, generator)[order].float()
     y = torch.from_numpy(labels)[order]
     test = slice(TRAIN + VALIDATION, None)
     return (x[:TRAIN], y[:TRAIN]), (x[test], y[test])

@@ -29,7 +29,7 @@ from llqr_sam_ref.train import checkpoint, cli, record
 from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.data import load_data
 from llqr_sam_ref.train.earlier import as_now
-from llqr_sam_ref.train.loop import Trainer, averages
+from llqr_sam_ref.train.loop import Observer, Trainer, averages
 from llqr_sam_ref.train.ranks import RunRanks
 
 METHOD = "llqr-sam"
@@ -56,34 +56,35 @@ class Options:
     extra: tuple[str, ...] = ()
 
 
-class Watched(Trainer):
-    """A trainer that keeps both gradients of its last step, and what U made of the first."""
+class Eye(Observer):
+    """Keeps both gradients of the last step, and what U made of the first."""
 
     first: Tensor
     second: Tensor
     blocks: Rows
     looking = 0.0  # seconds spent on looking and not on training
 
-    def _pass(self, parts: Any, *, synchronize: bool = True, measure: bool = False) -> None:
-        if not measure:  # inside perturbed(): a due refit has happened, the first pass's gradients are there
-            start = time.process_time()
-            self.first, self.blocks = flat_gradient(self), whole(self.llqr)
-            self.looking += time.process_time() - start
-        super()._pass(parts, synchronize=synchronize, measure=measure)
-        if not measure:
-            self.second = flat_gradient(self)
+    def perturbed(self, trainer: Trainer) -> None:
+        """Look at the first pass's gradients, and at the U that a due refit has left."""
+        start = time.process_time()
+        self.first, self.blocks = flat_gradient(trainer), whole(preconditioner(trainer))
+        self.looking += time.process_time() - start
 
-    @property
-    def llqr(self) -> LLQR:
-        """The preconditioner under the SAM."""
-        found = getattr(self.optimizer, "base", None)
-        assert isinstance(found, LLQR)
-        return found
+    def second_pass(self, trainer: Trainer) -> None:
+        """Look at the second pass's gradients."""
+        self.second = flat_gradient(trainer)
 
 
-def trainer(config: TrainConfig) -> Watched:
+def trainer(config: TrainConfig, eye: Eye | None = None) -> Trainer:
     """The trainer of a run, at its beginning."""
-    return Watched(config, load_data(config.data, torch.device("cpu")), RunRanks())
+    return Trainer(config, load_data(config.data, torch.device("cpu")), RunRanks(), eye)
+
+
+def preconditioner(run: Trainer) -> LLQR:
+    """The LLQR under the SAM."""
+    base = getattr(run.optimizer, "base", None)
+    assert isinstance(base, LLQR)
+    return base
 
 
 def flat_gradient(run: Trainer) -> Tensor:
@@ -102,7 +103,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def whole(llqr: LLQR) -> Rows:
-    """The report on the gradients that are there: one row a block."""
+    """The report on the gradients that are there: one row per block."""
     return [
         {
             "name": row.name,
@@ -124,28 +125,30 @@ def preconditioned_cosine(llqr: LLQR) -> float:
 
 def epoch_again(config: TrainConfig) -> dict[str, Any]:
     """The first epoch, step by step."""
-    run = trainer(config)
+    eye = Eye()
+    run = trainer(config, eye)
+    llqr = preconditioner(run)
     rows: Rows = []
     kept: dict[str, Rows] = {}
     for step in range(run.steps_per_epoch):
-        before, refits, run.looking = flat_weights(run), run.llqr.param_groups[0]["llqr_refits"], 0.0
+        before, refits, eye.looking = flat_weights(run), llqr.param_groups[0]["llqr_refits"], 0.0
         start, meters = time.process_time(), run.meters.clone()
         run.train_step()
-        seconds = time.process_time() - start - run.looking
+        seconds = time.process_time() - start - eye.looking
         moved = flat_weights(run) - before
-        refitted = run.llqr.param_groups[0]["llqr_refits"] > refits
+        refitted = llqr.param_groups[0]["llqr_refits"] > refits
         if refitted:
-            kept[str(step)] = run.blocks
+            kept[str(step)] = eye.blocks
         rows.append({
             "step": step,
             "loss": averages(run.meters - meters)["loss"],
             "lr": run.optimizer.param_groups[0]["lr"],
-            "gradient": float(run.first.norm()),
-            "second_gradient": float(run.second.norm()),
-            "cosine_gradients": cosine(run.first, run.second),
+            "gradient": float(eye.first.norm()),
+            "second_gradient": float(eye.second.norm()),
+            "cosine_gradients": cosine(eye.first, eye.second),
             "radius": run.radius,
             "move": float(moved.norm()),
-            "cosine_move": cosine(-moved, run.second),
+            "cosine_move": cosine(-moved, eye.second),
             "weights": float(before.norm()),
             "refit": refitted,
             "seconds": seconds,
@@ -156,7 +159,8 @@ def epoch_again(config: TrainConfig) -> dict[str, Any]:
 
 def published_first_step(config: TrainConfig) -> dict[str, Any]:
     """Step 0 of the published method: its products, and where they leave U."""
-    run, products = trainer(config), 0
+    eye, products = Eye(), 0
+    run = trainer(config, eye)
 
     def count(_: str) -> contextlib.AbstractContextManager[None]:
         nonlocal products
@@ -166,14 +170,14 @@ def published_first_step(config: TrainConfig) -> dict[str, Any]:
     with observed(count):
         start = time.process_time()
         run.train_step()
-        seconds = time.process_time() - start - run.looking
-    start = time.process_time()
+        seconds = time.process_time() - start - eye.looking
+    start, eye.looking = time.process_time(), 0.0
     run.train_step()
     return {
         "products": products,
-        "blocks": run.blocks,
+        "blocks": eye.blocks,
         "seconds": seconds,
-        "seconds_next": time.process_time() - start - run.looking,
+        "seconds_next": time.process_time() - start - eye.looking,
     }
 
 
@@ -182,6 +186,7 @@ def at_the_end(config: TrainConfig, folder: Path) -> dict[str, Any]:
     saved = checkpoint.load(folder, print)
     assert saved is not None
     run = trainer(config)
+    llqr = preconditioner(run)
     run.load(saved)
     inputs, targets = run.probe()
     rises = {
@@ -189,10 +194,10 @@ def at_the_end(config: TrainConfig, folder: Path) -> dict[str, Any]:
     }
     found = {
         "rises": rises,
-        "cosine": preconditioned_cosine(run.llqr),
-        "blocks": whole(run.llqr),
-        "quadratic_gain": run.llqr.quadratic_gain(inputs, targets),
-        "refits": int(run.llqr.param_groups[0]["llqr_refits"]),
+        "cosine": preconditioned_cosine(llqr),
+        "blocks": whole(llqr),
+        "quadratic_gain": llqr.quadratic_gain(inputs, targets),
+        "refits": int(llqr.param_groups[0]["llqr_refits"]),
         "weights": float(flat_weights(run).norm()),
         "gradient": float(flat_gradient(run).norm()),
         "checkpoint_numbers": _numbers(saved["model"], saved["optimizer"]),
@@ -201,7 +206,7 @@ def at_the_end(config: TrainConfig, folder: Path) -> dict[str, Any]:
     return found
 
 
-def rise(run: Watched, inputs: Tensor, targets: Tensor, *, training: bool) -> dict[str, float]:
+def rise(run: Trainer, inputs: Tensor, targets: Tensor, *, training: bool) -> dict[str, float]:
     """The loss, and how far it rises at distance rho along g and along U g; leaves the gradients there."""
 
     def loss() -> Tensor:
@@ -215,7 +220,7 @@ def rise(run: Watched, inputs: Tensor, targets: Tensor, *, training: bool) -> di
         torch.autograd.backward(here)
         found = {"loss": float(here.detach())}
         gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
-        preconditioned = [s for s in run.llqr.preconditioned_gradients() if s is not None]
+        preconditioned = [s for s in preconditioner(run).preconditioned_gradients() if s is not None]
         weights = [p.detach().clone() for p in run.model.parameters()]
         with torch.no_grad():
             for name, direction in (("g", gradients), ("Ug", preconditioned)):

@@ -416,8 +416,7 @@ class LiveState(MutableMapping[Tensor, Any]):
 
     def __getitem__(self, parameter: Tensor) -> MutableMapping[str, Any]:
         entries = self._wrapper.base.state[parameter]  # as the base has it: a new one where that makes one
-        own = self._wrapper.own.get(parameter, {})
-        return LiveEntries(entries, self._wrapper._prefixed(own)) if own else entries
+        return LiveEntries(self._wrapper, parameter, entries) if self._wrapper.own.get(parameter) else entries
 
     def __setitem__(self, parameter: Tensor, entries: Any) -> None:
         self._wrapper.base.state[parameter] = entries
@@ -445,28 +444,40 @@ class LiveState(MutableMapping[Tensor, Any]):
 
 
 class LiveEntries(MutableMapping[str, Any]):
-    """One parameter's entries: the base's, to read and write, and the wrapper's, to read.
+    """One parameter's entries, to read and to write: the base's, and the wrapper's under their saved names.
+
+    A training loop may write every entry back, as one does that moves the state to another device.
 
     Args:
+        wrapper: whose entries they are.
+        parameter: theirs.
         entries: the base's.
-        own: the wrapper's, under their saved names.
     """
 
-    def __init__(self, entries: MutableMapping[str, Any], own: Mapping[str, Any]) -> None:
-        self._entries, self._own = entries, own
+    def __init__(
+        self, wrapper: OptimizerWrapper, parameter: Tensor, entries: MutableMapping[str, Any]
+    ) -> None:
+        self._wrapper, self._parameter, self._entries = wrapper, parameter, entries
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        return self._wrapper._prefixed(self._wrapper.own.get(self._parameter, {}))
 
     def __getitem__(self, name: str) -> Any:
-        return self._own[name] if name in self._own else self._entries[name]
+        own = self._own
+        return own[name] if name in own else self._entries[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if name not in self._own:
+        own = self._own
+        if name not in own:
             self._entries[name] = value
-        elif isinstance(value, Tensor) and isinstance(self._own[name], Tensor):
-            self._own[name].copy_(value)
+        elif isinstance(value, Tensor) and isinstance(own[name], Tensor) and _alike(value, own[name]):
+            own[name].copy_(value)  # what is derived from it may be a view
+        elif isinstance(value, Tensor) == isinstance(own[name], Tensor):
+            self._wrapper.own[self._parameter][name.removeprefix(self._wrapper.PREFIX)] = value
+            self._wrapper.progress.cache.clear()
         else:
-            raise KeyError(
-                f"{name!r} is the wrapper's own; change it through the optimizer, or clear the state."
-            )
+            raise KeyError(f"{name!r} cannot become a {type(value).__name__}; clear the state to forget it.")
 
     def __delitem__(self, name: str) -> None:
         if name in self._own:
@@ -478,6 +489,11 @@ class LiveEntries(MutableMapping[str, Any]):
 
     def __len__(self) -> int:
         return len({*self._entries, *self._own})
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether one can be written into the other without a loss."""
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 def _indices(groups: list[dict[str, Any]]) -> dict[Tensor, int]:

@@ -3,7 +3,7 @@
     epsilon = rho G^{-1} v / sqrt(v^T G^{-1} v)                                          (the seam)
 
 v is the ascent vector (the gradient g unless said otherwise) over all parameters of all groups together, G
-the metric: one norm for the whole model, not one a tensor. G = I is SAM, diag(|w| + eta)^{-2} ASAM,
+the metric: one norm for the whole model, not one per tensor. G = I is SAM, diag(|w| + eta)^{-2} ASAM,
 diag(g^2 + eta) Fisher SAM, I + alpha^2 g g^T Monge SAM and U^{-1}, with U the learned inverse preconditioner,
 LLQR+SAM.
 
@@ -99,7 +99,7 @@ class Ascent:
             when v = g.
         names: each parameter's name, None where the optimizer was not given names.
         loss_scale: what the loss was multiplied by before the backward pass (a GradScaler's scale).
-        foreach: one launch for all tensors, or one a tensor.
+        foreach: one launch for all tensors, or one per tensor.
     """
 
     parameters: Tensors

@@ -189,7 +189,7 @@ PRESETS: dict[str, Preset] = {
             "channels_last": False,
             "sharpness_examples": 32,
         },
-        # In 40 steps the running statistics cannot follow weights that move by 0.004 a step.
+        # In 40 steps the running statistics cannot follow weights that move by 0.004 per step.
         {**_FASHION_METHODS, "llqr": {"lr": 0.001, "weight_decay": 0.025}},
     ),
     "fashion-resnet8": Preset(

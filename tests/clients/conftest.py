@@ -8,7 +8,16 @@ import torch
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let other packages' own deprecations pass; a warning of ours is still an error."""
-    for module in ("accelerate", "lightning", "peft", "timm", "torchmetrics", "torchvision", "transformers"):
+    for module in (
+        "accelerate",
+        "lightning",
+        "peft",
+        "timm",
+        "torch.jit",
+        "torchmetrics",
+        "torchvision",
+        "transformers",
+    ):
         config.addinivalue_line("filterwarnings", f"ignore:::{module}")
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from llqr_sam_ref import LLQR, SAM, ClosedForm, LLQRConfig
+from llqr_sam_ref import LLQR, SAM, ClosedForm, LLQRConfig, frozen_batch_stats
 from tests.clients import loops
 from tests.clients.recipes import lightning_automatic, lightning_manual
 
@@ -87,20 +87,20 @@ def test_automatic_optimization_of_the_recipe_is_the_plain_loop() -> None:
     assert model.trainer.optimizers[0].param_groups[0]["llqr_refits"] == 2  # before steps 0 and 10
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="waits for SAM: one object for what a block does, one evaluation of a closure after it",
-)
 def test_automatic_optimization_refuses_to_accumulate() -> None:
     """Lightning's closure then leaves gradients where they are, and a second pass would add to them."""
     with pytest.raises(RuntimeError, match="closure"):
         fit(Automatic(loops.network()), accumulate_grad_batches=2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="waits for SAM: one object for what a block does, one evaluation of a closure after it",
-)
+def test_automatic_optimization_with_a_scaler_warns_that_it_does_not_perturb() -> None:
+    """Lightning then evaluates the closure itself and steps without it; here the warning is an error."""
+    parts = loops.batches(2, dtype=torch.float32)
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**4))
+    with pytest.raises(UserWarning, match="without a perturbation"):
+        fit(Automatic(loops.network(torch.float32)), parts, plugins=plugin)
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_manual_optimization_is_sam(accumulate: int) -> None:
     model = Manual(loops.network(), accumulate)
@@ -109,6 +109,40 @@ def test_manual_optimization_is_sam(accumulate: int) -> None:
     assert loops.gap(found, loops.sam_by_hand(loops.network(), steps, lr=RATE, clip=1.0)) < 1e-10
     assert model.trainer.global_step == model.calls == len(steps)
     assert model.trainer.optimizers[0].param_groups[0]["sam_steps"] == len(steps)
+
+
+def test_micro_batches_that_are_left_over_belong_to_the_next_epoch() -> None:
+    """Five in each of two epochs, two in a step: the third step has one of either epoch."""
+    model = Manual(loops.network(), accumulate=2)
+    found = fit(model, PARTS[:5], max_epochs=2)
+    steps = loops.grouped([*PARTS[:5], *PARTS[:5]], 2)
+    assert loops.gap(found, loops.sam_by_hand(loops.network(), steps, lr=RATE, clip=1.0)) < 1e-10
+
+
+def test_clipping_by_value_in_automatic_optimization_turns_the_perturbation() -> None:
+    """Lightning clips in each pass; by norm (above) this is SAM, by value it is not."""
+    settings: dict[str, Any] = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+    found = fit(Automatic(loops.network()), PARTS[:1], **settings)
+    net = loops.network()
+    opt = SAM(sgd(net))
+    (x, y), clip = PARTS[0], nn.utils.clip_grad_value_
+
+    def after_one_step(clip_first: bool) -> dict[str, Any]:
+        net.load_state_dict(loops.network().state_dict())
+        opt.zero_grad()
+        cross_entropy(net(x), y).backward()
+        if clip_first:
+            clip(net.parameters(), 0.01)
+        with opt.perturbed(), frozen_batch_stats(net):
+            opt.zero_grad()
+            cross_entropy(net(x), y).backward()
+        clip(net.parameters(), 0.01)
+        opt.base.state.clear()
+        opt.step()
+        return loops.state(net)
+
+    assert loops.gap(found, after_one_step(clip_first=True)) < 1e-12
+    assert loops.gap(found, after_one_step(clip_first=False)) > 1e-8
 
 
 def test_manual_optimization_of_the_recipe_is_the_plain_loop() -> None:
@@ -120,10 +154,6 @@ def test_manual_optimization_of_the_recipe_is_the_plain_loop() -> None:
     assert loops.same(found, expected)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="waits for SAM: one object for what a block does, one evaluation of a closure after it",
-)
 def test_the_block_tells_the_optimizer_inside() -> None:
     """Lightning hands out an object that imitates SAM: what happens in the block must reach the one that steps."""
 
@@ -144,9 +174,7 @@ def test_the_block_tells_the_optimizer_inside() -> None:
     assert opt.realized_radius == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize(
-    "average", [None, pytest.param(0.9, marks=pytest.mark.xfail(strict=True, reason="waits for SAM"))]
-)
+@pytest.mark.parametrize("average", [None, 0.9])
 def test_a_step_after_the_block_perturbs_no_more(average: float | None) -> None:
     """Lightning's ``step()`` always brings a closure; the average of Friendly SAM must not see the second gradient."""
 
@@ -169,6 +197,15 @@ def test_bfloat16() -> None:
     steps = loops.grouped(parts, 1)
     assert loops.same(found, loops.plain_loop(net, opt, steps, autocast=torch.bfloat16, scheduler=decay))
     assert all(tensor.isfinite().all() for tensor in found.values())
+
+
+def test_bfloat16_in_manual_optimization() -> None:
+    parts = loops.batches(12, dtype=torch.float32)
+    found = fit(lightning_manual.Classifier(loops.network(torch.float32), 2), parts, precision="bf16-mixed")
+    net = loops.network(torch.float32)
+    opt = SAM(LLQR(sgd(net), net, cross_entropy))
+    steps = loops.grouped(parts, 2)
+    assert loops.same(found, loops.plain_loop(net, opt, steps, clip=1.0, autocast=torch.bfloat16))
 
 
 def test_float16_with_a_scaler() -> None:

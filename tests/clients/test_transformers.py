@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from llqr_sam_ref import LLQR, SAM, ClosedForm, LLQRConfig
 from tests.clients import loops
-from tests.clients.recipes.hf_trainer import SAMTrainer
+from tests.clients.recipes.hf_trainer import Logits, SAMTrainer
 
 RATE = 0.01
 OFTEN = LLQRConfig(every=3, solver=ClosedForm(basis_every=2))
@@ -102,11 +102,11 @@ def test_the_trainer_is_sam(accumulate: int, tmp_path: Path) -> None:
 
 
 def test_the_trainer_with_a_learned_preconditioner_is_the_plain_loop(tmp_path: Path) -> None:
-    """The model returns an object; its labels are sampled from the logits that it holds."""
+    """The model returns an object; labels are sampled from the logits that it holds."""
     model, other = bert(), bert()
-    opt = SAM(LLQR(sgd(model), model, cross_entropy, OFTEN))
+    opt = SAM(LLQR(sgd(model), Logits(model), cross_entropy, OFTEN))
     found = train(model, opt, tmp_path, gradient_accumulation_steps=2)
-    plain = SAM(LLQR(sgd(other), other, cross_entropy, OFTEN))
+    plain = SAM(LLQR(sgd(other), Logits(other), cross_entropy, OFTEN))
     steps = 2 * loops.grouped(batches(), 2)
     expected = loops.plain_loop(
         other,
@@ -127,8 +127,8 @@ def optimizer(kind: str, model: nn.Module) -> Any:
     if kind == "SAM":
         return SAM(base, ascent_ema=0.9)
     if kind == "LLQR":
-        return LLQR(base, model, cross_entropy, OFTEN, probe=lambda: probe(batches()[0]))
-    return SAM(LLQR(base, model, cross_entropy, OFTEN))
+        return LLQR(base, Logits(model), cross_entropy, OFTEN, probe=lambda: probe(batches()[0]))
+    return SAM(LLQR(base, Logits(model), cross_entropy, OFTEN))
 
 
 @pytest.mark.parametrize("kind", ["SAM", "LLQR", "LLQR+SAM"])

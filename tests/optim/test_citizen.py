@@ -208,6 +208,31 @@ def test_a_pickle_continues_identically(factory: Factory, base: Any) -> None:
 # Exceptions, addresses.
 
 
+@pytest.mark.parametrize("move", [lambda value: value, torch.clone], ids=["itself", "a copy"])
+def test_the_state_may_be_written_back(factory: Factory, base: Any, move: Any) -> None:
+    """Entry by entry, numbers too, as by a training loop that moves it to another device."""
+    run, moved = fresh(factory, base), fresh(factory, base)
+    for each in (run, moved):
+        each.train(0, 3)
+    for entries in moved.opt.state.values():
+        for name, value in entries.items():
+            entries[name] = move(value) if isinstance(value, Tensor) else value
+    assert same(run.train(3, 7), moved.train(3, 7))
+
+
+def test_what_is_written_into_the_state_is_what_is_used(factory: Factory, base: Any) -> None:
+    """Tensors that cannot be copied into those that are there replace them: here in single precision."""
+    run, moved = fresh(factory, base), fresh(factory, base)
+    for each in (run, moved):
+        each.train(0, 3)
+    for entries in moved.opt.state.values():
+        for name, value in entries.items():
+            if name.startswith(("sam_", "llqr_")) and isinstance(value, Tensor):
+                entries[name] = value.float()
+                assert entries[name].dtype is torch.float32
+    torch.testing.assert_close(moved.train(3, 5), run.train(3, 5), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_exception_leaves_the_weights_where_they_were(
     factory: Factory, base: Any, error: type[BaseException]

@@ -35,7 +35,7 @@ QUICK["llqr-reported"] = QUICK["llqr-published"]
 
 
 def small(optimizer: str = "sgd", base: str | None = None, **settings: Any) -> TrainConfig:
-    """An MLP with 8 hidden units on 96 digits: three steps an epoch."""
+    """An MLP with 8 hidden units on 96 digits: three steps per epoch."""
     kin = next((name for name in (optimizer, *METHODS[optimizer].kin) if name in QUICK), None)
     quick = {} if kin is None else {"llqr": QUICK[kin]}
     usual = {**configured("digits-mlp", optimizer, base).flat(), **SMALL, **quick}
