@@ -269,10 +269,11 @@ class LLQR(OptimizerWrapper):
         sharded = any(is_sharded(p) for p in self.model.parameters())
         loss, likelihood = self.loss_fn, self.likelihood
         known = self.progress.cache.get("findings")
-        if known is None or known[0] is not likelihood:
-            known = self.progress.cache["findings"] = likelihood, Findings()
+        if known is None or known[0] is not likelihood or known[1] is not loss:
+            known = self.progress.cache["findings"] = likelihood, loss, Findings()
+            self.progress.cache.pop("linearization", None)
         with undisturbed(self.model):
-            yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, ranks, sharded, known[1])
+            yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, ranks, sharded, known[2])
 
     @contextmanager
     def _linearized(self, batch: ProbeBatch) -> Iterator[Linearization]:

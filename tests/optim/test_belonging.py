@@ -251,3 +251,23 @@ def test_labels_that_are_all_predicted_do_not_hide_the_axis(length: int) -> None
     here.relinearize(x, y)
     expected = gauss_newton(module, flattened, x, y) @ flat(v)
     assert torch.allclose(flat(here.fisher(v)), expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, "published"])
+def test_another_loss_is_seen_at_the_next_refit(config: str) -> None:
+    settings = {**CONFIGS, "published": LLQRConfig.published(steps=2)}[config]
+    module, x, y = rows()
+    opt = LLQR(torch.optim.SGD(module.parameters(), lr=0.1), module, functional.cross_entropy, settings)
+    opt.refit(x, y)
+    opt.forget()
+    opt.loss_fn, opt.likelihood = functional.mse_loss, Gaussian()
+    opt.refit(x, yes(y))
+    fresh = LLQR(torch.optim.SGD(module.parameters(), lr=0.1), module, functional.mse_loss, settings)
+    fresh.refit(x, yes(y))
+    for p in module.parameters():
+        for name, array in fresh.own.get(p, {}).items():
+            assert torch.equal(torch.as_tensor(opt.own[p][name]), torch.as_tensor(array)), name
+    opt.loss_fn = functional.cross_entropy
+    if config != "published":
+        with pytest.raises(ValueError, match="does not belong|does not fit"):
+            opt.refit(x, yes(y))
