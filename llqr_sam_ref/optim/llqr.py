@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -35,7 +35,7 @@ from llqr_sam_ref.optim.preconditioner.checkpoint import check_complete, check_e
 from llqr_sam_ref.optim.preconditioner.refit import learn
 from llqr_sam_ref.optim.preconditioner.report import BlockReport, quadratic_gain, report_blocks
 from llqr_sam_ref.optim.preconditioner.stack import Preconditioner, make_stacks
-from llqr_sam_ref.optim.probes.batch import ProbeBatch, StateCost, draw_uniforms, linearized
+from llqr_sam_ref.optim.probes.batch import Findings, ProbeBatch, StateCost, draw_uniforms, linearized
 from llqr_sam_ref.optim.step_rule import apply_rule, check_update, move, other_gradients, update_from_zero
 
 Probe = Callable[[], tuple[Any, Any]]
@@ -250,12 +250,12 @@ class LLQR(OptimizerWrapper):
             return uniforms
 
         with self._evaluated(inputs, targets, ranks, config.probes) as batch:
-            V, terms = batch.gradients(config.probe_vector, drawn)
+            V = batch.gradients(config.probe_vector, drawn)
             learn(
                 [stack for stack in learned.stacks if stack.trainable],
                 V,
-                terms * ranks.world_size,
-                self._curvature(batch, terms),
+                batch.total,
+                self._curvature(batch),
                 config,
                 Ranks() if batch.sharded else ranks,
                 self.own,
@@ -268,8 +268,12 @@ class LLQR(OptimizerWrapper):
     def _evaluated(self, inputs: Any, targets: Any, ranks: Ranks, probes: int) -> Iterator[ProbeBatch]:
         sharded = any(is_sharded(p) for p in self.model.parameters())
         loss, likelihood = self.loss_fn, self.likelihood
+        known = self.progress.cache.get("findings")
+        if known is None or known[0] is not likelihood or known[1] is not loss:
+            known = self.progress.cache["findings"] = likelihood, loss, Findings()
+            self.progress.cache.pop("linearization", None)
         with undisturbed(self.model):
-            yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, ranks, sharded)
+            yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, ranks, sharded, known[2])
 
     @contextmanager
     def _linearized(self, batch: ProbeBatch) -> Iterator[Linearization]:
@@ -282,11 +286,15 @@ class LLQR(OptimizerWrapper):
             here.release()
 
     @contextmanager
-    def _curvature(self, batch: ProbeBatch, terms: float) -> Iterator[Callable[[Vector], Vector]]:
+    def _curvature(self, batch: ProbeBatch) -> Iterator[Callable[[Vector], Vector]]:
         """The product v -> G v of the inner loop."""
-        assert isinstance(self._config.solver, InnerLoop)
-        with self._linearized(batch) as here:
-            yield batch.product(self._config, self._config.solver, here, terms)
+        solver = self._config.solver
+        assert isinstance(solver, InnerLoop)
+        with ExitStack() as stack:
+            with batch.ranks.agreed("the set-up on the probe batch", batch.device):
+                here = stack.enter_context(self._linearized(batch)) if sum(batch.terms) else None
+                product = batch.product(self._config, solver, here)
+            yield product
 
     def quadratic_gain(self, inputs: Any, targets: Any = None) -> float:
         """How much better U g is than g as a step on a held-out batch, by the quadratic model there.

@@ -232,10 +232,10 @@ def _walk_of_gradients(spares: list[Tensor]) -> tuple[list[Tensor], list[list[Te
     Returns:
         Weights, one tensor per parameter, and the gradients of each step.
     """
-    numbers = torch.Generator().manual_seed(0)
+    numbers = torch.Generator("cpu").manual_seed(0)
 
     def draw(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=numbers, dtype=like.dtype).to(like.device)
+        return torch.randn(like.shape, generator=numbers, dtype=like.dtype, device="cpu").to(like.device)
 
     weights, lasting = [draw(s) for s in spares], [draw(s) for s in spares]
     gradients = []
