@@ -378,8 +378,8 @@ class LLQR(OptimizerWrapper):
             The closure's loss; None without a closure.
 
         Raises:
-            RuntimeError: called inside ``perturbed()``, or with a closure by a GradScaler, which unscales before the
-                closure has made gradients; a gradient is sparse.
+            RuntimeError: called inside ``perturbed()`` or its own closure, or with a closure by a GradScaler, which
+                unscales before the closure has made gradients; a gradient is sparse.
             ValueError: a learning rate or weight decay is negative or not finite.
 
         Source: the book, (21.1), (21.2).
@@ -388,7 +388,7 @@ class LLQR(OptimizerWrapper):
         loss = None
         if closure is not None:
             self._refit_if_due()
-            with torch.enable_grad():
+            with torch.enable_grad(), self.evaluating():
                 loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         counts = bool(parameters) and not self.idle
@@ -415,7 +415,7 @@ class LLQR(OptimizerWrapper):
         """The step w <- w - lr (rule(U M, M) + wd w), with M read off a step of the base from zero."""
         self._check_dense(parameters)
         weights = local_tensors(parameters)
-        with update_from_zero(self.base, weights) as v:  # -M, in the memory of w
+        with update_from_zero(self.base, parameters) as v:  # -M, in the memory of w
             moves = self._steps(learned, v, parameters)
             moves = [S.clone() if S is x else S for S, x in zip(moves, v, strict=True)]
         steps = iter(zip(weights, moves, strict=True))
