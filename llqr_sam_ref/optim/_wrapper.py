@@ -315,9 +315,12 @@ class OptimizerWrapper(Optimizer):
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        saved = self.base.state_dict()
         index = _indices(self.param_groups)
+        with _without_strays(self.base, index):
+            saved = self.base.state_dict()
         for parameter, entries in self.own.items():
+            if parameter not in index:
+                continue  # it was taken out of its group
             merged = {**saved["state"].get(index[parameter], {}), **self._prefixed(entries)}
             saved["state"][index[parameter]] = merged
         for after in self._optimizer_state_dict_post_hooks.values():
@@ -450,6 +453,8 @@ class LiveState(MutableMapping[Tensor, Any]):
         self._wrapper.base.state.pop(parameter, None)
         self._wrapper.own.pop(parameter, None)
         self._wrapper.progress.cache.clear()
+        if not self._wrapper.own:
+            self._wrapper.forget()
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter({**dict.fromkeys(self._wrapper.base.state), **dict.fromkeys(self._wrapper.own)})
@@ -500,6 +505,19 @@ class LiveEntries(MutableMapping[str, Any]):
 
     def __len__(self) -> int:
         return len({*self._entries, *self._own})
+
+
+@contextmanager
+def _without_strays(base: Optimizer, index: Mapping[Tensor, int]) -> Iterator[None]:
+    """Inside, an optimizer of torch remembers nothing of parameters that are in no group: it could not save that."""
+    state = {} if isinstance(base, OptimizerWrapper) else base.state
+    strays = {key: state[key] for key in state if isinstance(key, Tensor) and key not in index}
+    try:
+        for key in strays:
+            del state[key]
+        yield
+    finally:
+        state.update(strays)
 
 
 def _indices(groups: list[dict[str, Any]]) -> dict[Tensor, int]:
