@@ -208,7 +208,8 @@ class LLQR(OptimizerWrapper):
         group = self.param_groups[0]
         every = self._config.every
         overdue = int(group["llqr_steps"]) // every > int(group["llqr_last_refit"]) // every
-        return (overdue or self._preconditioner().behind) and not self.idle
+        changed = int(group["llqr_refits"]) > 0 and self._preconditioner().waiting
+        return (overdue or changed) and not self.idle
 
     def refit(self, inputs: Any, targets: Any = None, *, uniforms: Tensor | None = None) -> None:
         """Learn U anew at the present weights.
@@ -224,7 +225,7 @@ class LLQR(OptimizerWrapper):
                 None draws them from (config.seed, number of the refit).
 
         Raises:
-            RuntimeError: called inside ``perturbed()``.
+            RuntimeError: called inside ``perturbed()``, or the model has lost all of the parameters.
             ValueError: a batch that does not fit, is not finite, or is not divided by the micro-batches.
 
         Source: the book, chapters 16 and 18.
@@ -379,7 +380,8 @@ class LLQR(OptimizerWrapper):
 
         Raises:
             RuntimeError: called inside ``perturbed()`` or its own closure, or with a closure by a GradScaler, which
-                unscales before the closure has made gradients; a gradient is sparse.
+                unscales before the closure has made gradients; a gradient is sparse; the model has lost all of the
+                parameters.
             ValueError: a learning rate or weight decay is negative or not finite.
 
         Source: the book, (21.1), (21.2).
@@ -394,6 +396,8 @@ class LLQR(OptimizerWrapper):
         counts = bool(parameters) and not self.idle
         if counts:
             self._refit_if_due()
+        elif not parameters:
+            self._blocks()  # no gradient will ever come where the model has lost them all: this says so
         with torch.no_grad():
             learned = self._preconditioner()
             if self._config.acts_on == "update":
