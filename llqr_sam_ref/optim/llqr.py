@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
@@ -113,6 +114,8 @@ class LLQR(OptimizerWrapper):
             raise ValueError(
                 f"probe is a {type(probe).__name__}; pass a function that returns (inputs, targets)."
             )
+        if any(isinstance(p, UninitializedParameter) for group in base.param_groups for p in group["params"]):
+            raise ValueError("model has lazy layers without weights yet; call it on a batch before building LLQR.")
         self.model = unwrapped(model)
         self.loss_fn = loss_fn
         self.probe = probe
