@@ -123,11 +123,11 @@ def train(make: Maker, lr: float, seed: int, *, measure: bool = False) -> dict[s
             break
         batch, target = draw(batches)
         opt.zero_grad()
-        cross_entropy(model(batch), target).backward()
+        torch.autograd.backward(cross_entropy(model(batch), target))
         if isinstance(opt, SAM):
             with opt.perturbed():
                 opt.zero_grad()
-                cross_entropy(model(batch), target).backward()
+                torch.autograd.backward(cross_entropy(model(batch), target))
         opt.step()
         schedule.step()
     found["ms_per_step"] = 1e3 * (time.process_time() - start) / STEPS

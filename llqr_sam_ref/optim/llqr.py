@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
@@ -112,6 +113,10 @@ class LLQR(OptimizerWrapper):
         if probe is not None and not callable(probe):
             raise ValueError(
                 f"probe is a {type(probe).__name__}; pass a function that returns (inputs, targets)."
+            )
+        if any(isinstance(p, UninitializedParameter) for group in base.param_groups for p in group["params"]):
+            raise ValueError(
+                "model has lazy layers without weights yet; call it on a batch before building LLQR."
             )
         self.model = unwrapped(model)
         self.loss_fn = loss_fn
@@ -208,7 +213,8 @@ class LLQR(OptimizerWrapper):
         group = self.param_groups[0]
         every = self._config.every
         overdue = int(group["llqr_steps"]) // every > int(group["llqr_last_refit"]) // every
-        return (overdue or self._preconditioner().behind) and not self.idle
+        changed = int(group["llqr_refits"]) > 0 and self._preconditioner().waiting
+        return (overdue or changed) and not self.idle
 
     def refit(self, inputs: Any, targets: Any = None, *, uniforms: Tensor | None = None) -> None:
         """Learn U anew at the present weights.
@@ -224,7 +230,7 @@ class LLQR(OptimizerWrapper):
                 None draws them from (config.seed, number of the refit).
 
         Raises:
-            RuntimeError: called inside ``perturbed()``.
+            RuntimeError: called inside ``perturbed()``, or the model has lost all of the parameters.
             ValueError: a batch that does not fit, is not finite, or is not divided by the micro-batches.
 
         Source: the book, chapters 16 and 18.
@@ -386,8 +392,9 @@ class LLQR(OptimizerWrapper):
             The closure's loss; None without a closure.
 
         Raises:
-            RuntimeError: called inside ``perturbed()``, or with a closure by a GradScaler, which unscales before the
-                closure has made gradients; a gradient is sparse.
+            RuntimeError: called inside ``perturbed()`` or its own closure, or with a closure by a GradScaler, which
+                unscales before the closure has made gradients; a gradient is sparse; the model has lost all of the
+                parameters.
             ValueError: a learning rate or weight decay is negative or not finite.
 
         Source: the book, (21.1), (21.2).
@@ -396,12 +403,14 @@ class LLQR(OptimizerWrapper):
         loss = None
         if closure is not None:
             self._refit_if_due()
-            with torch.enable_grad():
+            with torch.enable_grad(), self.evaluating():
                 loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         counts = bool(parameters) and not self.idle
         if counts:
             self._refit_if_due()
+        elif not parameters:
+            self._blocks()  # no gradient will ever come where the model has lost them all: this says so
         with torch.no_grad():
             learned = self._preconditioner()
             if self._config.acts_on == "update":
@@ -423,7 +432,7 @@ class LLQR(OptimizerWrapper):
         """The step w <- w - lr (rule(U M, M) + wd w), with M read off a step of the base from zero."""
         self._check_dense(parameters)
         weights = local_tensors(parameters)
-        with update_from_zero(self.base, weights) as v:  # -M, in the memory of w
+        with update_from_zero(self.base, parameters) as v:  # -M, in the memory of w
             moves = self._steps(learned, v, parameters)
             moves = [S.clone() if S is x else S for S, x in zip(moves, v, strict=True)]
         steps = iter(zip(weights, moves, strict=True))

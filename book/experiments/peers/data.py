@@ -125,7 +125,7 @@ def characters() -> tuple[Tensor, int]:
 
 def reference_text(context: int) -> Data:
     """Windows of the text and the same shifted by one; of ten chunks one is for validation and one for the test."""
-    chunks = characters()[0].split(CHUNK)
+    chunks = torch.split(characters()[0], CHUNK)
     rest = torch.cat([chunk for i, chunk in enumerate(chunks) if i % 10 not in {4, 9}])
 
     def windows(tokens: Tensor, starts: Tensor) -> Batch:
@@ -188,7 +188,7 @@ def fashion(data_path: str) -> Data:
 
     def draw(generator: torch.Generator, size: int) -> Batch:
         chosen = torch.randint(data.train_size, (size,), generator=generator)
-        return data.train_batch(chosen, torch.zeros(size, DRAWS))  # type: ignore[return-value]
+        return data.train_batch(chosen, torch.zeros(size, DRAWS))
 
     def standardized(images: Tensor) -> Tensor:
         return ((images.double() - data.mean.double()) / data.deviation.double()).float()

@@ -76,12 +76,12 @@ def muon(at: Place, own: float) -> Optimizer:
 
 
 def soap(at: Place, own: float) -> Optimizer:
-    return pytorch_optimizer.SOAP(at.groups(), lr=at.lr, betas=(0.95, 1 - own))  # type: ignore[no-any-return]
+    return pytorch_optimizer.SOAP(at.groups(), lr=at.lr, betas=(0.95, 1 - own))
 
 
 def shampoo(at: Place, own: float) -> Optimizer:
     """Blocked, steps as long as those of SGD, inverse roots as often as SOAP renews its bases."""
-    return pytorch_optimizer.ScalableShampoo(  # type: ignore[no-any-return]
+    return pytorch_optimizer.ScalableShampoo(
         at.groups(),
         lr=at.lr,
         betas=(MOMENTUM, 1 - own),

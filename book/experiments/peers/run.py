@@ -150,7 +150,8 @@ class Training:
             x = tuple(i[part] for i in inputs) if isinstance(inputs, tuple) else inputs[part]
             y = targets[part].to(self.device)
             outputs = self.outputs(_moved(x, self.device))
-            counts = y != getattr(self.problem.loss, "ignore_index", None) if classes else torch.ones_like(y)
+            ignored = getattr(self.problem.loss, "ignore_index", None)
+            counts = torch.ones_like(y, dtype=torch.bool) if ignored is None else y.ne(ignored)
             terms = int(counts.sum())
             total, count = total + float(self.problem.loss(outputs, y)) * terms, count + terms
             wrong += int(((outputs.argmax(1) != y) & counts).sum()) if classes else 0

@@ -22,7 +22,7 @@ from book.experiments.peers.search import Axis, Point, Search
 from book.experiments.peers.sources import fingerprint
 from book.experiments.peers.tasks import TASKS, problem
 from llqr_sam_ref.errors import check_choice, check_count
-from llqr_sam_ref.train.record import environment
+from llqr_sam_ref.train.provenance import environment
 
 FRESH = 1000  # the first of the seeds that no setting was chosen by
 DECAY = 0.125  # the weakest decay that is searched, see ``Setting``
@@ -244,7 +244,7 @@ def study(options: Options, say: Callable[[str], object] = print) -> Study:
             reports[pair] = runs
             losses = " ".join(f"{result['final']:.4g}" for result in runs)
             say(f"{pair[0]:17} {pair[1]:15} fresh seeds: training loss {losses}")
-    seconds = {}
+    seconds: dict[tuple[str, str], list[float]] = {}
     for task in options.tasks:  # with nobody beside: what runs at the same time would be timed too
         per_step = timed(options, task, [found[task, method].setting for method in options.methods])
         seconds |= {(task, method): per_step[method] for method in options.methods}

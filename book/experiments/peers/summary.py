@@ -17,7 +17,7 @@ from book.experiments.peers.methods import METHODS
 from book.experiments.peers.study import FRESH, Options, Study, made_with
 from book.experiments.peers.tasks import TASKS
 from book.experiments.store import RESULTS, store
-from llqr_sam_ref.figures.table import Table
+from llqr_sam_ref.tables import Table
 from llqr_sam_ref.train.record import rounded
 
 Runs = Sequence[Mapping[str, Any]]
