@@ -114,7 +114,7 @@ class LLQR(OptimizerWrapper):
             raise ValueError(
                 f"probe is a {type(probe).__name__}; pass a function that returns (inputs, targets)."
             )
-        if any(isinstance(p, UninitializedParameter) for group in base.param_groups for p in group["params"]):
+        if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
             raise ValueError(
                 "model has lazy layers without weights yet; call it on a batch before building LLQR."
             )

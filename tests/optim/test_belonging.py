@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from llqr_sam_ref.config import ClosedForm, LLQRConfig
+from llqr_sam_ref.nets.towers import contrastive_loss
 from llqr_sam_ref.optim import LLQR
 from llqr_sam_ref.optim.curvature import Linearization
 from llqr_sam_ref.optim.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
@@ -196,6 +197,40 @@ def test_an_axis_given_wrong_is_refused(length: int) -> None:
         Linearization(module, flattened, x, y, likelihood=Categorical(class_axis=1)).fisher(
             random_vector(module)
         )
+
+
+class Paired(nn.Module):
+    """Each row against each, (n, n)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.left(x) @ self.right(x).T
+        return z
+
+
+def both_ways(z: Tensor) -> Tensor:
+    return torch.cat((z, z.T))
+
+
+def test_a_contrastive_loss_has_terms_along_rows_and_columns() -> None:
+    torch.manual_seed(0)
+    module, x, y = Paired().double().eval(), torch.randn(5, 4, dtype=torch.float64), torch.arange(5)
+    one_way = Categorical()
+    with pytest.raises(ValueError, match="does not belong"):
+        Linearization(module, contrastive_loss, x, y, likelihood=one_way).fisher(random_vector(module))
+    law = Categorical(outputs=both_ways, labels=lambda y: torch.cat((y, y)))
+    here = Linearization(module, contrastive_loss, x, y, likelihood=law)
+    v = random_vector(module)
+    assert torch.allclose(
+        flat(here.fisher(v)), gauss_newton(module, contrastive_loss, x, y) @ flat(v), rtol=1e-11
+    )
+    opt = LLQR(
+        torch.optim.SGD(module.parameters(), lr=0.1), module, contrastive_loss, DIAGONAL, likelihood=law
+    )
+    opt.refit(x[:4], y[:4])
 
 
 @pytest.mark.parametrize(

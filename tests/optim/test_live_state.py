@@ -154,11 +154,13 @@ def test_U_may_be_edited_where_it_is_read() -> None:
     torch.testing.assert_close(after / weight.grad, (after / weight.grad)[0, 0].expand(6, 4))
 
 
-def test_entries_that_are_no_tensors_are_not_written_from_outside() -> None:
+def test_entries_keep_their_kind_and_are_not_deleted_one_by_one() -> None:
     model, opt = trained(llqr)
     weight = layer(model, 0).weight
-    with pytest.raises(KeyError, match="'llqr_refits' is the wrapper's own; change it through the optimizer"):
-        opt.state[weight]["llqr_refits"] = 5
+    opt.state[weight]["llqr_refits"] = 5
+    assert opt.own[weight]["refits"] == 5
+    with pytest.raises(KeyError, match="'llqr_refits' cannot become a Tensor; clear the state to forget it"):
+        opt.state[weight]["llqr_refits"] = torch.zeros(1)
     with pytest.raises(KeyError, match="clear the state to forget it"):
         del opt.state[weight]["llqr_refits"]
     opt.state[weight]["mine"] = 3

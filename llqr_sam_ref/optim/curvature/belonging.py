@@ -52,7 +52,8 @@ def held_against(
     """
     if loss is None:  # cut the graph: what is compared lies after the outputs
         output = rebuilt(output, [leaf.detach().requires_grad_() for leaf in floats(output)])
-    z = likelihood.read(output)
+    with torch.enable_grad():  # z may be computed from the outputs, and is compared where they are
+        z = likelihood.read(output)
     if targets is None:
         if _takes_outputs_alone(loss_fn, output):
             return Belonging(likelihood, True)
@@ -121,7 +122,7 @@ def _held(
         slope = torch.zeros_like(z) if slope is None else slope
         return matched(likelihood, loss_fn, z.detach(), slope.detach(), labels, only=only)
     # z is made of the outputs: compare where the loss reads them.
-    reached = torch.autograd.grad(z.sum(), leaves, retain_graph=True, allow_unused=True)
+    reached = torch.autograd.grad(z, leaves, torch.ones_like(z), retain_graph=True, allow_unused=True)
     leaves = [leaf for leaf, there in zip(leaves, reached, strict=True) if there is not None]
 
     def back(root: Tensor, cotangent: Tensor | None = None) -> Tensor:
