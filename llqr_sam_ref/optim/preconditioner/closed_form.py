@@ -51,6 +51,7 @@ def refit_closed_form(
     stacks = [stack for stack in stacks if any(name in V for block in stack.blocks for name in block.names)]
     probes = [stack.gather(V, (k,)) for stack in stacks]
     usable = [_usable(stack, X, V) for stack, X in zip(stacks, probes, strict=True)]
+    probes = [torch.where(_wide(good, X), X, 0.0) for X, good in zip(probes, usable, strict=True)]
     _average_grams(stacks, probes, usable, m / k, solver, every, ranks)
     renewed = _renew_bases(stacks, solver, every, ranks)
     samples = ranks.mean([
@@ -67,7 +68,7 @@ def refit_closed_form(
 def _average_grams(
     stacks: list[Stack],
     probes: list[Tensor],
-    usable: list[Bool[Tensor, " b"] | None],
+    usable: list[Bool[Tensor, " b"]],
     weight: float,
     solver: ClosedForm,
     every: int,
@@ -122,26 +123,22 @@ def _minimize(stacks: list[Stack], solver: ClosedForm) -> None:
             new = stack.structure.minimizer(
                 c.clone(), torch.where(mu > 0, mu, 1.0).to(stack.device, stack.dtype)
             )
-        whole = seen.device.type == "cpu" and bool(seen.all())
         for name, array in new.items():
-            stack.kept[name].copy_(
-                array if whole else torch.where(_wide(seen, array), array, stack.kept[name])
-            )
+            torch.where(_wide(seen, array), array, stack.kept[name], out=stack.kept[name])
 
 
-def _usable(stack: Stack, X: Float[Tensor, "b k *shape"], V: Vector) -> Bool[Tensor, " b"] | None:
-    """Which blocks of a stack have probes that are numbers; None for all, where looking waits for no device."""
+def _usable(stack: Stack, X: Float[Tensor, "b k *shape"], V: Vector) -> Bool[Tensor, " b"]:
+    """Which blocks of a stack have probes that are numbers."""
     finite = X.flatten(1).sum(1).isfinite()  # where a sum overflows, so do the squares
     here = [any(name in V for name in block.names) for block in stack.blocks]
-    usable = finite if all(here) else finite & torch.tensor(here, device=finite.device)
-    return None if usable.device.type == "cpu" and bool(usable.all()) else usable
+    return finite if all(here) else finite & torch.tensor(here, device=finite.device)
 
 
 def _lerp(
-    kept: Float[Tensor, "b ..."], sample: Float[Tensor, "b ..."], gain: float, good: Bool[Tensor, " b"] | None
+    kept: Float[Tensor, "b ..."], sample: Float[Tensor, "b ..."], gain: float, good: Bool[Tensor, " b"]
 ) -> None:
     """Move what is kept towards a sample, where that is good."""
-    kept.lerp_(sample if good is None else torch.where(_wide(good, sample), sample, kept), gain)
+    kept.lerp_(sample, _wide(good.to(kept.dtype) * gain, kept))
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:
