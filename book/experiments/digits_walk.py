@@ -1,4 +1,4 @@
-"""From the published LLQR to the one that comes by default, one change at a time, on badly scaled digits.
+"""From the published LLQR to the sampled one and on to the default, one change at a time, on badly scaled digits.
 
     python -m book.experiments.digits_walk           writes book/results/digits_walk.json, in minutes on one core
 
@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from book.experiments.store import store
-from llqr_sam_ref import LLQR, SAM, LLQRConfig
+from llqr_sam_ref import LLQR, SAM, ClosedForm, LLQRConfig
 from llqr_sam_ref.nets.mlp import mlp
 from llqr_sam_ref.train.sharpness import sharpness
 
@@ -57,7 +57,8 @@ def _sgd(model: nn.Module, lr: float, nesterov: bool = False) -> Optimizer:
 
 def _llqr(config: LLQRConfig, nesterov: bool = False, rho: float = 0.0) -> Maker:
     def make(model: nn.Module, lr: float, probe: Callable[[], Data]) -> Optimizer:
-        opt: Optimizer = LLQR(_sgd(model, lr, nesterov), model, cross_entropy, config, probe=probe)
+        batches = None if config.probe_vector == "step" else probe
+        opt: Optimizer = LLQR(_sgd(model, lr, nesterov), model, cross_entropy, config, probe=batches)
         return SAM(opt, rho=rho) if rho else opt
 
     return make
@@ -66,6 +67,10 @@ def _llqr(config: LLQRConfig, nesterov: bool = False, rho: float = 0.0) -> Maker
 PUBLISHED = LLQRConfig.published()
 CLOCK: dict[str, Any] = {"every": 50, "steps": 20, "lr": 1e-2, "ema": 0.5}
 NORMED: dict[str, Any] = {"acts_on": "update", "step_rule": "rms"}
+SAMPLED = LLQRConfig.sampled()
+MEMORY: dict[str, Any] = {"curvature_memory": 20.0}
+BASES: dict[str, Any] = {"basis_memory": 20.0, "gram_every": 10, "basis_every": 10}
+TENSORS: dict[str, Any] = {"step_rule": "rms-per-tensor", "damping_kind": "per-tensor", "damping": 0.1}
 
 METHODS: dict[str, tuple[str, float, Maker]] = {
     "sgd": ("SGD, momentum 0.9", 0.05, lambda model, lr, probe: _sgd(model, lr)),
@@ -88,14 +93,35 @@ METHODS: dict[str, tuple[str, float, Maker]] = {
         0.004,
         _llqr(LLQRConfig.published(steps=0, **NORMED), nesterov=True),
     ),
-    "closed": ("closed form, every 50 steps", 0.004, _llqr(LLQRConfig(every=50), nesterov=True)),
-    "default": ("LLQR as it comes (every 10)", 0.004, _llqr(LLQRConfig(), nesterov=True)),
+    "closed": (
+        "closed form, sampled probes every 50 steps",
+        0.004,
+        _llqr(SAMPLED.replace(every=50), nesterov=True),
+    ),
+    "sampled": ("LLQR, sampled (every 10 steps)", 0.004, _llqr(SAMPLED, nesterov=True)),
+    "memory": ("... and a memory of 20 steps", 0.004, _llqr(SAMPLED.replace(**MEMORY), nesterov=True)),
+    "bases": (
+        "... and new bases every 10 steps",
+        0.004,
+        _llqr(SAMPLED.replace(**MEMORY, **BASES), nesterov=True),
+    ),
+    "tensors": (
+        "... and one RMS, one damping per tensor",
+        0.004,
+        _llqr(SAMPLED.replace(**MEMORY, **BASES, **TENSORS), nesterov=True),
+    ),
+    "steps": (
+        "... and the step's gradient as the probe",
+        0.004,
+        _llqr(LLQRConfig(solver=ClosedForm(renewal="eigendecomposition")), nesterov=True),
+    ),
+    "default": ("... and iterated bases: LLQR, the default", 0.004, _llqr(LLQRConfig(), nesterov=True)),
     "narrow": (
         "... with no basis for a side wider than 32",
         0.004,
         _llqr(LLQRConfig(max_side=32), nesterov=True),
     ),
-    "default+sam": ("LLQR+SAM as it comes, rho 0.05", 0.004, _llqr(LLQRConfig(), nesterov=True, rho=0.05)),
+    "default+sam": ("LLQR+SAM, the default, rho 0.05", 0.004, _llqr(LLQRConfig(), nesterov=True, rho=0.05)),
 }
 
 
