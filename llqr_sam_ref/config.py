@@ -38,8 +38,8 @@ class ClosedForm:
             they are sampled at the first two refits.
         basis_every: b, training steps between two renewals of the bases, rounded to whole refits; beside that they
             are renewed at the first two refits.
-        renewal: how the bases are renewed: "iteration", one step of orthogonal iteration from the last ones, or
-            "eigendecomposition".
+        renewal: how the bases are renewed: "iteration", one step of orthogonal iteration from the last ones, at
+            first from the identity, or "eigendecomposition".
 
     Raises:
         ValueError: a name is unknown or a number out of range.

@@ -187,7 +187,7 @@ def update_curvature(
         basis_ema: decay of the average of the Gram matrices, per sample of them.
         gram_every: g; the Gram matrices are sampled at refits 1, 2 and every multiple of g.
         basis_every: b; bases are computed at refits 1, 2 and every multiple of b.
-        iterate: renew bases by one step of orthogonal iteration from the last ones, after two renewals by eigenvectors.
+        iterate: renew bases by one step of orthogonal iteration from the last ones, at first from the identity.
         bases: take these instead of computing eigenvectors, one pair per array, when bases are due: two
             implementations agree only in one basis, for eigenvectors of equal eigenvalues are free to turn.
 
@@ -224,7 +224,7 @@ def update_curvature(
                 estimate = _with_grams(estimate, V, scale / len(V), gain_gram)
             if draw:
                 given = None if bases is None else bases[index]
-                estimate = _turn(estimate, given, iterate=iterate and drawn > 2)
+                estimate = _turn(estimate, given, iterate=iterate)
         sample = estimate.structure.curvature_sample(V, estimate.bases) * (scale / len(V))
         estimates.append(replace(estimate, c=estimate.c + gain * (sample - estimate.c)))
     return CurvatureEstimate(tuple(estimates), refit, drawn)

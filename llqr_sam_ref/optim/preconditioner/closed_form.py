@@ -94,8 +94,7 @@ def _renew_bases(stacks: list[Stack], solver: ClosedForm, every: int, ranks: Ran
     turning = [stack for stack, now in zip(stacks, renewed, strict=True) if now and stack.structure.bases()]
     bases = []
     for stack in turning:
-        iterate = solver.renewal == "iteration" and stack.bases_drawn >= 2
-        new = iterated_basis if iterate else eigenbasis
+        new = iterated_basis if solver.renewal == "iteration" else eigenbasis
         named = stack.structure.bases().items()
         bases.append({basis: new(stack.kept[gram], stack.kept[basis]) for basis, gram in named})
     for stack, drawn in zip(turning, ranks.broadcast(bases), strict=True):
