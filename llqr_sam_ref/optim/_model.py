@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from torch import nn
 
 from llqr_sam_ref.optim._random import random_state, set_random_state
 from llqr_sam_ref.optim.likelihood import LossFn
+
+CONTAINERS = (list, dict, set, deque)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -32,9 +35,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in evaluation mode and autocast is off; at the end all is as it was, bit for bit.
 
-    Put back are training flags, attributes (with what lists, dicts and sets held, hooks among them), buffers and other
-    tensors that modules keep, gradients and ``requires_grad``, grad mode, and the random streams of torch, ``random``
-    and NumPy.
+    Put back are training flags, attributes (with what lists, dicts, sets and deques in them held, hooks among them),
+    weights that are trained, buffers and other tensors and arrays that modules keep, gradients and ``requires_grad``,
+    grad mode, and the random streams of torch, ``random`` and NumPy. What objects of other classes remember is theirs.
 
     A module that overrides ``train()`` is asked to switch by it, unless that changes a weight, as adapters do that
     merge in evaluation mode: merged, they would have no gradient. Such a module is put back, and only its flag changed.
@@ -74,30 +77,29 @@ class _Trace:
         self._host_streams = random.getstate(), np.random.get_state()  # noqa: NPY002  (what models draw from)
         self._grad_mode = torch.is_grad_enabled()
         self._attributes = [(module, dict(vars(module))) for module in modules]
-        self._containers = [
-            (value, copy.copy(value))
-            for module in modules
-            for value in vars(module).values()
-            if _is_container(value)
-        ]
+        held = [value for module in modules for value in _held(module)]
+        self._containers = [(value, copy.copy(value)) for value in held if _is_container(value)]
+        self._arrays = [(value, value.copy()) for value in held if isinstance(value, np.ndarray)]
         self._gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-        at_risk = {id(p): p for module in modules if _overrides_train(module) for p in module.parameters()}
         kept = [
             *model.buffers(),
-            *(t for m in modules for t in vars(m).values() if _is_plain(t)),
-            *at_risk.values(),
+            *(value for value in held if _is_plain(value)),
+            *(p for p in model.parameters() if p.requires_grad),
+            *(p for module in modules if _overrides_train(module) for p in module.parameters()),
         ]
-        self._values = [(tensor, tensor.detach().clone()) for tensor in kept]
+        self._values = [(tensor, tensor.detach().clone()) for tensor in {id(t): t for t in kept}.values()]
 
     def restore(self) -> None:
         """Put it all back."""
         torch.set_grad_enabled(self._grad_mode)
         for container, content in self._containers:
-            if isinstance(container, list):
-                container[:] = content
+            container.clear()
+            if isinstance(container, (list, deque)):
+                container.extend(content)
             else:
-                container.clear()
                 container.update(content)
+        for array, content in self._arrays:
+            array[...] = content
         for module, attributes in self._attributes:
             vars(module).clear()
             vars(module).update(attributes)
@@ -137,8 +139,22 @@ def _overrides_train(module: nn.Module) -> bool:
     return type(module).train is not nn.Module.train or "train" in vars(module)
 
 
+def _held(module: nn.Module) -> Iterator[Any]:
+    """What lies in a module's attributes, and in the containers there."""
+    waiting: list[Any] = list(vars(module).values())
+    known: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in known:
+            continue
+        yield value
+        if isinstance(value, (tuple, *CONTAINERS)):
+            known.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+
+
 def _is_container(value: object) -> bool:
-    return isinstance(value, (list, dict, set))
+    return isinstance(value, CONTAINERS)
 
 
 def _is_plain(value: object) -> bool:

@@ -17,6 +17,7 @@ import inspect
 import reprlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, ClassVar
@@ -44,8 +45,8 @@ class Progress:
 
     Attributes:
         inside: whether the SAM around holds the weights at w + epsilon.
+        in_closure: whether a closure is being evaluated for a step.
         perturbed_before: whether there was ever a perturbation.
-        gradient_is_there: whether the last perturbation has left the gradient that the next step is for.
         radius: length of the last perturbation.
         loss_scale: by which a GradScaler has multiplied the gradients that are there, while a SAM reads them.
         nonfinite: perturbations skipped because the ascent vector was not finite.
@@ -53,8 +54,8 @@ class Progress:
     """
 
     inside: bool = False
+    in_closure: bool = False
     perturbed_before: bool = False
-    gradient_is_there: bool = False
     radius: Tensor | float = 0.0
     loss_scale: Tensor | float = 1.0
     nonfinite: Tensor | int = 0
@@ -134,7 +135,7 @@ class OptimizerWrapper(Optimizer):
         """Begin like a fresh optimizer, also as a copy: without hooks, as torch does; caches belong here."""
         for hooks in _HOOKS:
             setattr(self, hooks, OrderedDict())
-        self.progress = replace(self.progress, inside=False, gradient_is_there=False, cache={})
+        self.progress = replace(self.progress, inside=False, in_closure=False, cache={})
         self._patch_step_function()
 
     @property
@@ -259,12 +260,17 @@ class OptimizerWrapper(Optimizer):
             instead: what to call under a GradScaler, which hands a closure on before it has made gradients.
 
         Raises:
-            RuntimeError: inside ``perturbed()``, or with a closure under a GradScaler.
+            RuntimeError: inside ``perturbed()`` or a closure, or with a closure under a GradScaler.
             ValueError: a learning rate or weight decay is negative or not finite.
         """
         if self.inside_perturbation:
             raise RuntimeError(
                 "step() inside perturbed(): leave the block first, the weights are at w + epsilon."
+            )
+        if self.progress.in_closure:
+            raise RuntimeError(
+                "step() inside the closure of step(): the closure makes the gradients, and step(closure) then steps; "
+                "take step() out of it."
             )
         if closure is not None and called_by_grad_scaler():
             raise RuntimeError(
@@ -273,6 +279,22 @@ class OptimizerWrapper(Optimizer):
             )
         for group in self.param_groups:
             check_rates(group)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, a closure is evaluated, which must not step itself.
+
+        Yields:
+            Nothing.
+        """
+        stack = [layer for layer in layers(self) if isinstance(layer, OptimizerWrapper)]
+        try:
+            for layer in stack:
+                layer.progress.in_closure = True
+            yield
+        finally:
+            for layer in stack:
+                layer.progress.in_closure = False
 
     @property
     def idle(self) -> bool:
@@ -295,9 +317,12 @@ class OptimizerWrapper(Optimizer):
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        saved = self.base.state_dict()
         index = _indices(self.param_groups)
+        with _without_strays(self.base, index):
+            saved = self.base.state_dict()
         for parameter, entries in self.own.items():
+            if parameter not in index:
+                continue  # it was taken out of its group
             merged = {**saved["state"].get(index[parameter], {}), **self._prefixed(entries)}
             saved["state"][index[parameter]] = merged
         for after in self._optimizer_state_dict_post_hooks.values():
@@ -429,6 +454,8 @@ class LiveState(MutableMapping[Tensor, Any]):
         self._wrapper.base.state.pop(parameter, None)
         self._wrapper.own.pop(parameter, None)
         self._wrapper.progress.cache.clear()
+        if not self._wrapper.own:
+            self._wrapper.forget()
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter({**dict.fromkeys(self._wrapper.base.state), **dict.fromkeys(self._wrapper.own)})
@@ -496,6 +523,19 @@ class LiveEntries(MutableMapping[str, Any]):
 def _alike(a: Tensor, b: Tensor) -> bool:
     """Whether one can be written into the other without a loss."""
     return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+
+
+@contextmanager
+def _without_strays(base: Optimizer, index: Mapping[Tensor, int]) -> Iterator[None]:
+    """Inside, an optimizer of torch remembers nothing of parameters that are in no group: it could not save that."""
+    state = {} if isinstance(base, OptimizerWrapper) else base.state
+    strays = {key: state[key] for key in state if isinstance(key, Tensor) and key not in index}
+    try:
+        for key in strays:
+            del state[key]
+        yield
+    finally:
+        state.update(strays)
 
 
 def _indices(groups: list[dict[str, Any]]) -> dict[Tensor, int]:

@@ -11,12 +11,13 @@ U learns from the gradients that the steps make. ``SAM(LLQR(...))`` perturbs by 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
@@ -33,7 +34,7 @@ from llqr_sam_ref.optim.preconditioner.checkpoint import check_complete, check_e
 from llqr_sam_ref.optim.preconditioner.refit import learn
 from llqr_sam_ref.optim.preconditioner.report import BlockReport, quadratic_gain, report_blocks
 from llqr_sam_ref.optim.preconditioner.stack import Preconditioner, make_stacks
-from llqr_sam_ref.optim.probes.batch import ProbeBatch, StateCost, draw_uniforms, linearized
+from llqr_sam_ref.optim.probes.batch import Findings, ProbeBatch, StateCost, draw_uniforms, linearized
 from llqr_sam_ref.optim.step_rule import apply_rule, check_update, move, other_gradients, update_from_zero
 
 Probe = Callable[[], tuple[Any, Any]]
@@ -123,6 +124,10 @@ class LLQR(OptimizerWrapper):
         if probe is not None and not callable(probe):
             raise ValueError(
                 f"probe is a {type(probe).__name__}; pass a function that returns (inputs, targets)."
+            )
+        if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+            raise ValueError(
+                "model has lazy layers without weights yet; call it on a batch before building LLQR."
             )
         self.model = unwrapped(model)
         self._ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
@@ -236,13 +241,14 @@ class LLQR(OptimizerWrapper):
         group = self.param_groups[0]
         every = self._config.every
         overdue = int(group["llqr_steps"]) // every > int(group["llqr_last_refit"]) // every
-        return (overdue or self._preconditioner().behind) and not self.idle
+        changed = int(group["llqr_refits"]) > 0 and self._preconditioner().waiting
+        return (overdue or changed) and not self.idle
 
     def refit(self, inputs: Any, targets: Any = None, *, uniforms: Tensor | None = None) -> None:
         """Learn U anew at the present weights.
 
-        The model is evaluated in evaluation mode, outside of autocast; its flags, buffers and gradients and the
-        global random stream stay as they are.
+        The model is evaluated in evaluation mode, outside of autocast unless its forward enters that by itself; its
+        flags, buffers and gradients and the global random stream stay as they are.
 
         Args:
             inputs: the probe batch, this rank's share of it: a tensor, a tuple of positional or a dict of keyword
@@ -252,7 +258,7 @@ class LLQR(OptimizerWrapper):
                 None draws them from (config.seed, number of the refit).
 
         Raises:
-            RuntimeError: called inside ``perturbed()``.
+            RuntimeError: called inside ``perturbed()``, or the model has lost all of the parameters.
             ValueError: a batch that does not fit, is not finite, or is not divided by the micro-batches.
 
         Source: the book, chapters 16 and 18.
@@ -278,12 +284,11 @@ class LLQR(OptimizerWrapper):
 
         free = config.probe_vector == "step"  # then U is in units of the squares of a mean gradient
         with self._evaluated(inputs, targets, ranks, config.probes) as batch:
-            V, terms = batch.gradients("gradient" if free else config.probe_vector, drawn)
-            terms *= ranks.world_size
+            V = batch.gradients("gradient" if free else config.probe_vector, drawn)
             if free and not batch.sharded:
                 V = dict(zip(V, ranks.mean(list(V.values())), strict=True))
             others = Ranks() if batch.sharded or free else ranks
-            self._learn(V, 1.0 if free else terms, self._curvature(batch, terms / ranks.world_size), others)
+            self._learn(V, 1.0 if free else batch.total, self._curvature(batch), others)
 
     def _learn(
         self,
@@ -302,8 +307,12 @@ class LLQR(OptimizerWrapper):
     def _evaluated(self, inputs: Any, targets: Any, ranks: Ranks, probes: int) -> Iterator[ProbeBatch]:
         sharded = any(is_sharded(p) for p in self.model.parameters())
         loss, likelihood = self._loss_fn, self.likelihood
+        known = self.progress.cache.get("findings")
+        if known is None or known[0] is not likelihood or known[1] is not loss:
+            known = self.progress.cache["findings"] = likelihood, loss, Findings()
+            self.progress.cache.pop("linearization", None)
         with undisturbed(self.model):
-            yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, ranks, sharded)
+            yield ProbeBatch(self.model, loss, likelihood, inputs, targets, probes, ranks, sharded, known[2])
 
     @contextmanager
     def _linearized(self, batch: ProbeBatch) -> Iterator[Linearization]:
@@ -316,11 +325,15 @@ class LLQR(OptimizerWrapper):
             here.release()
 
     @contextmanager
-    def _curvature(self, batch: ProbeBatch, terms: float) -> Iterator[Callable[[Vector], Vector]]:
+    def _curvature(self, batch: ProbeBatch) -> Iterator[Callable[[Vector], Vector]]:
         """The product v -> G v of the inner loop."""
-        assert isinstance(self._config.solver, InnerLoop)
-        with self._linearized(batch) as here:
-            yield batch.product(self._config, self._config.solver, here, terms)
+        solver = self._config.solver
+        assert isinstance(solver, InnerLoop)
+        with ExitStack() as stack:
+            with batch.ranks.agreed("the set-up on the probe batch", batch.device):
+                here = stack.enter_context(self._linearized(batch)) if sum(batch.terms) else None
+                product = batch.product(self._config, solver, here)
+            yield product
 
     def quadratic_gain(self, inputs: Any, targets: Any = None) -> float:
         """How much better U g is than g as a step on a held-out batch, by the quadratic model there.
@@ -431,8 +444,9 @@ class LLQR(OptimizerWrapper):
             The closure's loss; None without a closure.
 
         Raises:
-            RuntimeError: called inside ``perturbed()``, or with a closure by a GradScaler, which unscales before the
-                closure has made gradients; a gradient is sparse.
+            RuntimeError: called inside ``perturbed()`` or its own closure, or with a closure by a GradScaler, which
+                unscales before the closure has made gradients; a gradient is sparse; the model has lost all of the
+                parameters.
             ValueError: a learning rate or weight decay is negative or not finite.
 
         Source: the book, (21.1), (21.2).
@@ -441,13 +455,15 @@ class LLQR(OptimizerWrapper):
         loss = None
         if closure is not None:
             self._refit_if_due()
-            with torch.enable_grad():
+            with torch.enable_grad(), self.evaluating():
                 loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         counts = bool(parameters) and not self.idle
         if counts:
             self._refit_if_due()
             self._learn_from_step()
+        elif not parameters:
+            self._blocks()  # no gradient will ever come where the model has lost them all: this says so
         with torch.no_grad():
             learned = self._preconditioner()
             if self._config.acts_on == "update":
@@ -469,7 +485,7 @@ class LLQR(OptimizerWrapper):
         """The step w <- w - lr (rule(U M, M) + wd w), with M read off a step of the base from zero."""
         self._check_dense(parameters)
         weights = local_tensors(parameters)
-        with update_from_zero(self.base, weights) as v:  # -M, in the memory of w
+        with update_from_zero(self.base, parameters) as v:  # -M, in the memory of w
             moves = self._steps(learned, v, parameters)
             moves = [S.clone() if S is x else S for S, x in zip(moves, v, strict=True)]
         steps = iter(zip(weights, moves, strict=True))

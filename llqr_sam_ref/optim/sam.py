@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from llqr_sam_ref.errors import check_choice, check_count, check_number, unknown_name
 from llqr_sam_ref.optim._amp import loss_scale_of
+from llqr_sam_ref.optim._closure import GradientWatch, check_options, options_now
 from llqr_sam_ref.optim._random import random_state, set_random_state
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper, check_rates, layers
 from llqr_sam_ref.optim.batchnorm import frozen_batch_stats
@@ -153,14 +154,19 @@ class SAM(OptimizerWrapper):
             Nothing.
 
         Raises:
-            RuntimeError: called inside itself, after ``scaler.unscale_``, with sparse gradients, or with a
-                NaN or Inf in v and nonfinite="raise".
+            RuntimeError: called inside itself or a closure, after ``scaler.unscale_``, with sparse gradients, or with
+                a NaN or Inf in v and nonfinite="raise".
 
         Source: the book, (5.2).
         """
         if self.inside_perturbation:
             raise RuntimeError(
                 "perturbed() inside perturbed(): the weights are perturbed already; leave it first."
+            )
+        if self.progress.in_closure:
+            raise RuntimeError(
+                "perturbed() inside the closure of step(): step(closure) evaluates the closure at both places itself; "
+                "take the block out of it, or call step() without a closure."
             )
         loss_scale = loss_scale_of(scaler, self)
         parameters: list[Tensor] = []
@@ -185,7 +191,6 @@ class SAM(OptimizerWrapper):
                 epsilon.add_to(weights, foreach)
                 epsilon = None  # it holds the gradients of the first pass
             yield
-            self.progress.gradient_is_there = bool(parameters)
         finally:
             _copy(weights, saved, foreach)
             for layer in stack:
@@ -197,8 +202,9 @@ class SAM(OptimizerWrapper):
         With a closure: it is evaluated at w, then at w + epsilon if a perturbation is due, with gradients
         enabled and with the same random numbers (torch's; dropout drops the same units), and with batch
         statistics frozen the second time if the model is known. The random stream goes on as if it had been
-        evaluated once. After a ``perturbed()`` block, which has made the gradient already, a closure (some training
-        loops always hand on one) is evaluated once, at w.
+        evaluated once. A closure that makes no gradients (it clips, logs, or does nothing: some training loops always
+        hand one on) is evaluated once, at w, and the step goes by the gradients that are there: after a ``perturbed()``
+        block that is SAM's step.
 
         Args:
             closure: clears the gradients, computes the loss, calls ``backward`` and returns the loss. One that does not
@@ -208,9 +214,9 @@ class SAM(OptimizerWrapper):
             The first loss, the one at w; None without a closure.
 
         Raises:
-            RuntimeError: called inside ``perturbed()``; with a closure by a GradScaler, which unscales before the
-                closure has made gradients; or with one that adds to gradients from before, which the second pass
-                could not make again.
+            RuntimeError: called inside ``perturbed()`` or its own closure; with a closure by a GradScaler, which
+                unscales before the closure has made gradients; or with one that adds to gradients from before, which
+                the second pass could not make again, or that changes options, which is evaluated twice.
             ValueError: a learning rate or weight decay is negative or not finite.
 
         Source: Foret et al. 2021, algorithm 1.
@@ -231,7 +237,6 @@ class SAM(OptimizerWrapper):
                 if parameter.grad is not None:
                     self._ema(parameter)
         self.base.step()
-        self.progress.gradient_is_there = False
         if counts:
             for group in self.param_groups:
                 group["sam_steps"] = int(group["sam_steps"]) + 1
@@ -347,68 +352,33 @@ class SAM(OptimizerWrapper):
         self.progress.perturbed_before = True
 
     def _both_passes(self, closure: Callable[[], Any]) -> Any:
-        with torch.enable_grad():
-            if not self.perturbation_due or self.progress.gradient_is_there:
+        if not self.perturbation_due:
+            with torch.enable_grad(), self.evaluating():
                 return closure()
-            devices = {parameter.device for parameter in self._parameters()}
-            before = random_state(devices)
-            with _cleared_by_the_closure(list(self._parameters())):
-                loss = closure()
-            after = random_state(devices)
-            with ExitStack() as second:
+        devices = {parameter.device for parameter in self._parameters()}
+        before = random_state(devices)
+        watch = GradientWatch(self._parameters())
+        with torch.enable_grad(), self.evaluating(), watch.evaluation():
+            loss = closure()
+        if not watch.made:  # the step is made of the gradients that are there, as without a closure
+            return loss
+        watch.check_cleared()
+        after = random_state(devices)
+        try:
+            with torch.enable_grad(), ExitStack() as second:
                 second.enter_context(self.perturbed())
                 if self.model is not None:
                     second.enter_context(frozen_batch_stats(self.model))
                 set_random_state(before)
-                for parameter in self._parameters():
-                    parameter.grad = (
-                        None  # of the first pass, also where the closure itself does not clear it
-                    )
-                closure()
+                for parameter in self._parameters():  # the first pass's, where the closure itself keeps them
+                    parameter.grad = None
+                options = options_now(self.param_groups)
+                with self.evaluating():
+                    closure()
+                check_options(options, self.param_groups)
+        finally:
             set_random_state(after)
         return loss
-
-
-@contextmanager
-def _cleared_by_the_closure(parameters: list[Tensor]) -> Iterator[None]:
-    """See that a closure does not add to gradients from before it: the second pass could not add to them again.
-
-    The smallest of these gradients is marked with a number that no gradient comes near. Cleared, it is gone; added to,
-    it is still there.
-
-    Args:
-        parameters: of the optimizer.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        RuntimeError: the gradients from before are still part of the ones that are there.
-    """
-    marked = min(
-        (p for p in parameters if p.grad is not None and p.grad.layout is torch.strided and p.numel()),
-        key=Tensor.numel,
-        default=None,
-    )
-    if marked is None or marked.grad is None:
-        yield
-        return
-    gradient, kept = marked.grad, marked.grad.detach().clone()
-    mark = float(torch.finfo(gradient.dtype).max) ** 0.9
-    gradient.detach().fill_(mark)
-    try:
-        yield
-    finally:
-        there = marked.grad
-        survived = there is gradient and bool(((there > mark / 2) & there.isfinite()).all())
-        if survived:
-            gradient.detach().copy_(kept)
-    if survived:
-        raise RuntimeError(
-            "the closure adds to the gradients that were there before step(closure), and the second pass of SAM could "
-            "not make those again. Clear them at the beginning of the closure; to accumulate over batches, run all of "
-            "them once before and once inside `with opt.perturbed():`, then call step()."
-        )
 
 
 def _check_metric(metric: object) -> None:

@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llqr_sam_ref.optim._random import random_state, set_random_state
-from llqr_sam_ref.optim.distributed.shards import Tensors, inner_products, is_sharded, placed_as, widen
+from llqr_sam_ref.optim.distributed.shards import (
+    Tensors,
+    inner_products,
+    is_sharded,
+    local_tensors,
+    placed_as,
+    widen,
+)
 
 __all__: list[str] = []  # private: what LLQR does in a step
 
@@ -48,7 +55,8 @@ def apply_rule(
     if rule == "graft":
         wish = inner_products(v, v, parameters)
     else:
-        wish = torch.tensor([float(p.numel()) for p in parameters], dtype=present.dtype).to(present.device)
+        entries = [float(p.numel()) for p in parameters]
+        wish = torch.tensor(entries, dtype=present.dtype, device="cpu").to(present.device)
     if rule != "rms-per-tensor":
         present, wish = (_shared(squares, learned) for squares in (present, wish))
     factors = torch.where(present > 0, (wish / present).sqrt(), 0.0)
@@ -93,18 +101,19 @@ def other_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -
 
 
 @contextmanager
-def update_from_zero(base: Optimizer, weights: list[Tensor]) -> Iterator[list[Tensor]]:
+def update_from_zero(base: Optimizer, parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Let the base step from w = 0 with learning rate 1 and no decay; weights and settings are restored at the end.
 
     Args:
         base: the optimizer; its own state moves on by one step.
-        weights: local tensors of all parameters that have a gradient.
+        parameters: all that have a gradient.
 
     Yields:
-        Minus the update, -M: the weights themselves, at least float32, valid inside only.
+        Minus the update, -M: the local weights themselves, at least float32, valid inside only.
 
     Source: the book, (21.1).
     """
+    weights = local_tensors(parameters)
     saved = [weight.clone() for weight in weights]
     settings = [
         {name: value for name, value in group.items() if name in {"lr", "weight_decay"}}
@@ -116,10 +125,13 @@ def update_from_zero(base: Optimizer, weights: list[Tensor]) -> Iterator[list[Te
         for group, before in zip(base.param_groups, settings, strict=True):
             group.update({name: 1.0 if name == "lr" else 0.0 for name in before})
         base.step()
-        yield widen(weights)
+        yield widen(local_tensors(parameters))
     finally:
         for group, before in zip(base.param_groups, settings, strict=True):
             group.update(before)
+        for parameter, weight, now in zip(parameters, weights, local_tensors(parameters), strict=True):
+            if now.data_ptr() != weight.data_ptr() and not is_sharded(parameter):
+                parameter.data = weight  # a base that makes new weights instead of writing to them
         if weights:
             torch._foreach_copy_(weights, saved)
 
@@ -231,10 +243,10 @@ def _walk_of_gradients(spares: list[Tensor]) -> tuple[list[Tensor], list[list[Te
     Returns:
         Weights, one tensor per parameter, and the gradients of each step.
     """
-    numbers = torch.Generator().manual_seed(0)
+    numbers = torch.Generator("cpu").manual_seed(0)
 
     def draw(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=numbers, dtype=like.dtype).to(like.device)
+        return torch.randn(like.shape, generator=numbers, dtype=like.dtype, device="cpu").to(like.device)
 
     weights, lasting = [draw(s) for s in spares], [draw(s) for s in spares]
     gradients = []
@@ -259,7 +271,7 @@ def _copied(base: Optimizer, lr: float) -> tuple[Optimizer, list[Tensor]]:
     """A base as it was built, on small float64 parameters of the same numbers of axes, without decay.
 
     Every attribute is copied, those of optimizers inside it too, but for hooks, a step that a scheduler patched, and
-    state.
+    the state of parameters.
 
     Args:
         base: the optimizer.
@@ -275,7 +287,7 @@ def _copied(base: Optimizer, lr: float) -> tuple[Optimizer, list[Tensor]]:
         for parameter in group["params"]:
             smallest.setdefault(parameter.ndim, parameter)
         for parameter in smallest.values():
-            shape = [min(side, 3) for side in parameter.shape]
+            shape = [min(max(side, 1), 3) for side in parameter.shape]
             device = None if parameter.device.type == "meta" else parameter.device
             spare = torch.zeros(shape, dtype=torch.float64, device=device, requires_grad=True)
             memo[id(parameter)] = spare
@@ -283,7 +295,8 @@ def _copied(base: Optimizer, lr: float) -> tuple[Optimizer, list[Tensor]]:
         for parameter in group["params"]:
             memo.setdefault(id(parameter), None)
     for inner in _optimizers_in(base):
-        memo[id(inner.state)] = defaultdict(dict)
+        whole = {key: value for key, value in inner.state.items() if not isinstance(key, Tensor)}
+        memo[id(inner.state)] = defaultdict(dict, copy.deepcopy(whole, memo))
     copied: Optimizer = _deep_copied(base, memo)
     mine = set(map(id, spares))
     for inner in _optimizers_in(copied):

@@ -292,7 +292,8 @@ USE: dict[str, tuple[Callable[[Model], object], type[Exception], str]] = {
         "inputs holds 15 examples.*probes=8",
     ),
     "empty batch": (lambda m: refit(llqr(m), *batch(0)), ValueError, "inputs holds 0 examples"),
-    "no tensor": (lambda m: refit(llqr(m), 3), ValueError, "inputs holds 0 examples"),
+    "no tensor": (lambda m: refit(llqr(m, LLQRConfig.sampled()), 3), ValueError, "inputs holds 0 examples"),
+    "no tensor, no parts": (lambda m: refit(llqr(m), 3), ValueError, "inputs do not fit the model"),
     "inputs of another shape": (
         lambda m: refit(llqr(m), torch.ones(16, 5), batch()[1]),
         ValueError,

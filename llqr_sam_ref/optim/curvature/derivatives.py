@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 
 from llqr_sam_ref.optim.curvature.functional import Point, PureModule
+from llqr_sam_ref.optim.curvature.outputs import floats
 from llqr_sam_ref.optim.curvature.trace import SplitFunction
 
 Tensors = Sequence[Tensor]
@@ -66,7 +67,7 @@ def trace_hessian(pure: PureModule, point: Point) -> SplitFunction:
         rest = primals[count:]
 
         def loss(params: tuple[Tensor, ...]) -> Tensor:
-            return pure.loss(pure.forward(params, rest, layout)[0], rest, layout)
+            return pure.loss(pure.run(params, rest, layout)[0], rest, layout)
 
         return (), jvp(grad(loss), (tuple(primals[:count]),), (tuple(v),))[1]
 
@@ -127,7 +128,8 @@ class KeptJacobian:
     def __init__(self, pure: PureModule, point: Point) -> None:
         with torch.enable_grad():
             self._params = [p.detach().requires_grad_() for p in point.params]
-            self._outputs = pure.forward(self._params, point.rest, point.layout)
+            self.output, states = pure.run(self._params, point.rest, point.layout)
+            self._outputs = [*floats(self.output), *states]
             self._dummies = [torch.zeros_like(z).requires_grad_() for z in self._outputs]
             self._adjoint = _gradients(self._outputs, self._params, self._dummies, create_graph=True)
         self.values = [z.detach() for z in self._outputs]
@@ -152,7 +154,7 @@ class KeptHessian:
     def __init__(self, pure: PureModule, point: Point) -> None:
         with torch.enable_grad():
             self._params = [p.detach().requires_grad_() for p in point.params]
-            output = pure.forward(self._params, point.rest, point.layout)[0]
+            output, _ = pure.run(self._params, point.rest, point.layout)
             loss = pure.loss(output, point.rest, point.layout)
             self._gradient = _gradients([loss], self._params, [torch.ones_like(loss)], create_graph=True)
 

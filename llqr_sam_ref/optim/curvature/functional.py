@@ -7,7 +7,6 @@ derivative.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +18,16 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils import _pytree as pytree
 
 from llqr_sam_ref.errors import unknown_name
+from llqr_sam_ref.optim._memory import raise_out_of_memory
+from llqr_sam_ref.optim._tree import Tree, flatten, map_tensors, tensors_of, unflatten
+from llqr_sam_ref.optim.curvature.outputs import Outputs, alike, all_finite, described, floats
+from llqr_sam_ref.optim.curvature.settings import settings
 from llqr_sam_ref.optim.likelihood import LossFn
 
 Vector = dict[str, Tensor]
-Batch = Any  # a tensor, a tuple of positional or a mapping of keyword arguments
+Batch = Any  # a tuple of positional or a mapping of keyword arguments; anything else is the one argument
 
 
 class _Hole:
@@ -44,7 +46,8 @@ class Layout:
 
     fixed: tuple[str, ...]  # names of frozen parameters and buffers, first in ``rest``
     leaves: tuple[Any, ...]  # of ((arguments, keywords), targets), HOLE where a tensor goes
-    tree: Any
+    tree: Tree
+    inputs: int  # how many tensors of the batch are arguments; targets come after them
 
 
 @dataclass
@@ -106,7 +109,8 @@ class PureModule:
         """The module's current weights and buffers together with a batch.
 
         Args:
-            inputs: a tensor, a tuple of positional or a mapping of keyword arguments of the module.
+            inputs: a tuple of positional or a mapping of keyword arguments of the module; anything else is its one
+                argument.
             targets: second argument of the loss, or None.
 
         Returns:
@@ -125,9 +129,9 @@ class PureModule:
         )
         special = {n: t for n, t in still.items() if _is_special(t)}  # they stay in the module
         passed = {n: t for n, t in still.items() if n not in special}
-        leaves, tree = pytree.tree_flatten((_arguments(inputs), targets))
+        leaves, tree = flatten((_arguments(inputs), targets))
         holes = tuple(HOLE if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        layout = Layout(tuple(passed), holes, tree)
+        layout = Layout(tuple(passed), holes, tree, len(tensors_of(inputs)))
         params = [_promote(parameters[name].detach()) for name in self.names]
         rest = [
             _promote(t.detach()) if isinstance(t, nn.Parameter) else _promote(t.detach().clone())
@@ -137,12 +141,12 @@ class PureModule:
         shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in (*params, *rest))
         flags = tuple(module.training for module in self.module.modules())
         untouched = tuple((name, id(t), t._version) for name, t in special.items())
-        key = (shapes, layout.fixed, repr(holes), str(tree), flags, untouched, _settings(self.module))
+        key = (shapes, layout.fixed, repr(holes), str(tree), flags, untouched, settings(self.module))
         sources = [(t, t._version) for t in (*parameters.values(), *still.values())]
         return Point(params, rest, layout, key, sources)
 
     def forward(self, params: Sequence[Tensor], rest: Sequence[Tensor], layout: Layout) -> list[Tensor]:
-        """Outputs and states.
+        """Outputs and states, as tensors.
 
         Args:
             params: the trainable parameters.
@@ -150,16 +154,33 @@ class PureModule:
             layout: what ``rest`` is made of.
 
         Returns:
-            The module's output, then the output of each module in ``states``.
+            The floating-point tensors that the module returns, then the output of each module in ``states``.
+        """
+        output, states = self.run(params, rest, layout)
+        return [*floats(output), *states]
+
+    def run(
+        self, params: Sequence[Tensor], rest: Sequence[Tensor], layout: Layout
+    ) -> tuple[Outputs, list[Tensor]]:
+        """Outputs, as the module returns them, and states.
+
+        Args:
+            params: the trainable parameters.
+            rest: the other tensors of a point.
+            layout: what ``rest`` is made of.
+
+        Returns:
+            What the module returns, and the output of each module in ``states``.
 
         Raises:
-            ValueError: an output is not one floating-point tensor, or a state is not computed exactly once.
+            ValueError: there is no floating-point tensor in an output, or a state is not one, or not computed exactly
+                once.
         """
         tensors = dict(zip(self.names, params, strict=True))
         fixed = dict(zip(layout.fixed, rest, strict=False))
         # What the module may write into is a copy every time, so that every evaluation sees the same.
         tensors.update({name: t if name in self._parameters else t.clone() for name, t in fixed.items()})
-        (arguments, keywords), _ = pytree.tree_map_only(Tensor, Tensor.clone, _unflatten(rest, layout))
+        arguments, keywords = map_tensors(Tensor.clone, _unflatten(rest, layout)[0])
         caught: dict[str, list[Tensor]] = {name: [] for name in self.states}
         modules = dict(self.module.named_modules())
         handles = []
@@ -175,17 +196,21 @@ class PureModule:
                 raise ValueError(
                     f"states={name!r} is called {len(calls)} times in a forward pass; choose another module."
                 )
-        results = {"the module": output, **{name: calls[0] for name, calls in caught.items()}}
-        for name, value in results.items():
+        if not floats(output):
+            raise ValueError(
+                f"the module must return a floating-point tensor, or containers of them, not {type(output).__name__}."
+            )
+        states = {name: calls[0] for name, calls in caught.items()}
+        for name, value in states.items():
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 raise ValueError(f"{name} must return one floating-point tensor, not {type(value).__name__}.")
-        return list(results.values())
+        return output, list(states.values())
 
-    def loss(self, output: Tensor, rest: Sequence[Tensor], layout: Layout) -> Tensor:
+    def loss(self, output: Outputs, rest: Sequence[Tensor], layout: Layout) -> Tensor:
         """The loss of an output.
 
         Args:
-            output: the module's output.
+            output: what the module returns.
             rest: tensors of a point; the targets are among them.
             layout: what ``rest`` is made of.
 
@@ -195,7 +220,7 @@ class PureModule:
         Raises:
             ValueError: the loss is not a scalar.
         """
-        targets = self.targets(rest, layout)
+        targets = map_tensors(Tensor.clone, self.targets(rest, layout))
         value = self.loss_fn(output) if targets is None else self.loss_fn(output, targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ValueError("loss_fn must return a scalar tensor; use reduction='mean' or 'sum'.")
@@ -205,28 +230,42 @@ class PureModule:
         """The targets of a point."""
         return _unflatten(rest, layout)[1]
 
-    def agrees(self, point: Point, values: Sequence[Tensor]) -> bool:
-        """Whether outputs and states are what the module computes now (one forward pass; waits for the device).
+    def now(self, point: Point) -> tuple[Outputs, list[Tensor]]:
+        """What the module returns now, and its states: one forward pass.
 
         Args:
             point: where.
-            values: what a trace has made of them.
 
         Returns:
-            True if they differ by rounding at most.
+            Outputs and states, without a graph.
         """
         with torch.no_grad():
-            truth = self.forward(point.params, point.rest, point.layout)
-        return all(
-            value.shape == true.shape and float((value - true).abs().max()) <= _rounding(true)
-            for value, true in zip(values, truth, strict=True)
-        )
+            return self.run(point.params, point.rest, point.layout)
 
-    def check(self, point: Point) -> None:
+    def look(self, point: Point) -> tuple[Outputs, Tensor | None]:
+        """What the module returns and the loss of that, with their graph.
+
+        Args:
+            point: where.
+
+        Returns:
+            Outputs, and the loss; None for a loss that waits for targets.
+        """
+        with torch.enable_grad():
+            params = [p.detach().requires_grad_() for p in point.params]
+            output, _ = self.run(params, point.rest, point.layout)
+            if self.targets(point.rest, point.layout) is None:
+                return output, None
+            return output, self.loss(output, point.rest, point.layout)
+
+    def check(self, point: Point) -> Outputs:
         """Evaluate twice and see that the module, the loss and the batch belong together.
 
         Args:
             point: where.
+
+        Returns:
+            What the module returns.
 
         Raises:
             ValueError: the batch does not fit or is not finite, or two evaluations differ.
@@ -241,26 +280,33 @@ class PureModule:
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad(), isolated(self.device):
             try:
-                first, second = (self.forward(point.params, point.rest, point.layout)[0] for _ in range(2))
+                output, states = self.run(point.params, point.rest, point.layout)
+                first, second = (
+                    [*floats(output), *states],
+                    self.forward(point.params, point.rest, point.layout),
+                )
             except Exception as error:
+                raise_out_of_memory(error)
                 raise ValueError(
                     f"the module cannot be evaluated on the probe batch (shapes {shapes}): {error} Pass "
                     "inputs as a tensor, a tuple of positional or a dict of keyword arguments."
                 ) from error
             try:
-                loss = self.loss(first, point.rest, point.layout)
+                loss = self.loss(output, point.rest, point.layout)
             except Exception as error:
+                raise_out_of_memory(error)
                 raise ValueError(
-                    f"loss_fn fails on outputs of shape {tuple(first.shape)} with the given targets: {error}"
+                    f"loss_fn fails on {described(output)} with the given targets: {error}"
                 ) from error
-        if not bool(torch.isfinite(loss) & torch.isfinite(first).all()):
+        if not bool(torch.isfinite(loss) & all_finite(output)):
             raise ValueError(
                 f"the probe batch (shapes {shapes}) gives a loss of {loss.item()} or outputs not finite."
             )
-        if first.shape != second.shape or float((first - second).abs().max()) > _rounding(first):
+        if not alike(first, second):
             raise ValueError(
                 "two evaluations of the module on the same batch differ; switch off what is random in it."
             )
+        return output
 
 
 def check_evaluation_mode(module: nn.Module) -> None:
@@ -308,7 +354,7 @@ def _arguments(inputs: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _unflatten(rest: Sequence[Tensor], layout: Layout) -> Any:
     tensors = iter(rest[len(layout.fixed) :])
     leaves = [next(tensors) if leaf is HOLE else leaf for leaf in layout.leaves]
-    return pytree.tree_unflatten(leaves, layout.tree)
+    return unflatten(leaves, layout.tree)
 
 
 def _catch(into: list[Tensor]) -> Any:
@@ -320,53 +366,11 @@ def _catch(into: list[Tensor]) -> Any:
     return hook
 
 
-def _rounding(values: Tensor) -> float:
-    """How much two ways to compute the same values may differ."""
-    largest = float(values.abs().max()) if values.numel() else 0.0
-    return largest * math.sqrt(torch.finfo(values.dtype).eps)
-
-
 def _is_special(tensor: Tensor) -> bool:
     """Whether a frozen tensor means something only as it is: of another class, or with attributes, as if quantized."""
     if type(tensor) not in {Tensor, nn.Parameter}:
         return True
     return bool(vars(tensor)) and not (tensor.is_floating_point() and tensor.element_size() < 4)
-
-
-def _settings(module: nn.Module) -> Hashable:
-    """What a forward pass can read of a module beside its tensors, as far as it can be compared.
-
-    Args:
-        module: with all that is in it.
-
-    Returns:
-        Numbers and names by their values, containers by what they hold, other objects by their identity. (What changes
-        inside such an object is noticed when a trace is compared with the module.)
-    """
-    return tuple(
-        (
-            name,
-            type(part),
-            _comparable({k: v for k, v in vars(part).items() if k not in _TENSORS_OF_A_MODULE}),
-        )
-        for name, part in module.named_modules()
-    )
-
-
-_TENSORS_OF_A_MODULE = {"_parameters", "_buffers", "_modules", "training"}
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-
-
-def _comparable(value: object) -> Hashable:
-    if isinstance(value, _PLAIN):
-        return type(value), value if value == value else "nan"
-    if isinstance(value, Mapping):
-        return type(value), tuple((_comparable(k), _comparable(v)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(map(_comparable, value))
-    if isinstance(value, (set, frozenset)):
-        return type(value), frozenset(map(_comparable, value))
-    return type(value), id(value)
 
 
 def _promote(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llqr_sam_ref.errors import check_choice, check_number
+from llqr_sam_ref.optim._memory import raise_out_of_memory
+from llqr_sam_ref.optim.curvature.belonging import held_against
 from llqr_sam_ref.optim.curvature.derivatives import (
     HessianProduct,
     Jacobian,
@@ -35,6 +37,15 @@ from llqr_sam_ref.optim.curvature.derivatives import (
     trace_jacobian,
 )
 from llqr_sam_ref.optim.curvature.functional import Batch, Point, PureModule, Vector, isolated
+from llqr_sam_ref.optim.curvature.outputs import (
+    Outputs,
+    alike,
+    all_finite,
+    floats,
+    likelihood_curvature,
+    loss_curvature,
+    rebuilt,
+)
 from llqr_sam_ref.optim.curvature.trace import SplitFunction, UntraceableError
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
 
@@ -58,9 +69,11 @@ class _Setup:
 
     point: Point
     jacobian: Jacobian
-    output: Tensor  # a leaf, the root of the graph of the loss
+    outputs: list[Tensor]  # leaves, the roots of the graph of the loss
+    output: Outputs  # as the module returns them, made of the leaves
     loss: Tensor
-    slope: Tensor | None = None
+    slope: list[Tensor] | None = None
+    held: bool = False  # whether the likelihood was held against the loss here
     gradient: list[Tensor] | None = None
     hessian: HessianProduct | None = None
 
@@ -97,9 +110,11 @@ class Linearization:
     Args:
         module: f, any module whose forward is deterministic: dropout and batch norm in evaluation mode.
         loss_fn: l, called as loss_fn(outputs, targets), or loss_fn(outputs) when ``targets`` is None.
-        inputs: the probe batch x: a tensor, a tuple of positional or a mapping of keyword arguments.
-        targets: the labels y.
-        likelihood: of the labels, for Fisher products; inferred from ``loss_fn`` when None.
+        inputs: the probe batch x: a tuple of positional or a mapping of keyword arguments; anything else is the one
+            argument.
+        targets: the labels y, or whatever ``loss_fn`` takes.
+        likelihood: of the labels, for Fisher products; inferred from ``loss_fn`` when None, and held against it: its
+            score at the outputs must be the gradient that autograd finds.
         states: costs S_i on the change of named modules' outputs: a number s >= 0 for s I, or a positive
             semidefinite matrix (d, d) that acts on each example's flattened output.
         state_reduction: "mean" divides the costs on states by the number of examples, "sum" does not.
@@ -130,7 +145,7 @@ class Linearization:
         self._state_reduction = check_choice("state_reduction", state_reduction, ("mean", "sum"))
         self._costs = {name: _checked_cost(name, cost) for name, cost in (states or {}).items()}
         self._pure = PureModule(module, loss_fn, tuple(self._costs))
-        self._likelihood = likelihood
+        self._likelihood, self._belongs = likelihood, False
         self._batch = (inputs, targets)
         self._traces = _Traces()
         self._setup: _Setup | None = None
@@ -147,9 +162,10 @@ class Linearization:
         return self._traces.count
 
     @property
-    def outputs(self) -> Float[Tensor, "n ..."]:
-        """The outputs z at the point."""
-        return self._here().output.detach()
+    def outputs(self) -> Outputs:
+        """What the module returns at the point."""
+        here = self._here()
+        return rebuilt(here.output, [z.detach() for z in here.outputs])
 
     @property
     def loss(self) -> Float[Tensor, ""]:
@@ -158,9 +174,21 @@ class Linearization:
 
     @property
     def likelihood(self) -> Likelihood:
-        """The likelihood given, else the one inferred from the loss (ValueError if it is none)."""
+        """The likelihood given, else the one inferred from the loss; ValueError if it is not the loss's.
+
+        It is held against the loss on the first batch that tells (once per set-up).
+        """
         if self._likelihood is None:
             self._likelihood = infer_likelihood(self._pure.loss_fn)
+        here = self._setup
+        if here is not None and not (self._belongs or here.held):
+            here.held = True
+            targets = self._pure.targets(here.point.rest, here.point.layout)
+            with isolated(self._pure.device):
+                output, loss = self._pure.look(here.point)
+            self._likelihood, self._belongs = held_against(
+                self._likelihood, self._pure.loss_fn, output, targets, loss=loss
+            )
         return self._likelihood
 
     def relinearize(self, inputs: Batch = None, targets: Any = None) -> Linearization:
@@ -182,30 +210,34 @@ class Linearization:
         pure = self._pure
         point = pure.at(*self._batch)
         new = point.key not in self._traces.jacobians
-        if new:
-            pure.check(point)
+        output = pure.check(point) if new else None
         with isolated(pure.device):
             split = self._split(self._traces.jacobians, trace_jacobian, point)
             jacobian: Jacobian
             if split is not None:
                 jacobian = TracedJacobian(split, point)
-                if not new and not pure.agrees(
-                    point, jacobian.values
-                ):  # something changed that the key cannot see
-                    self._traces = _Traces(count=self._traces.count)
-                    split = self._split(self._traces.jacobians, trace_jacobian, point)
-                    jacobian = jacobian if split is None else TracedJacobian(split, point)
+                if not new:
+                    output, states = pure.now(point)
+                    if not alike(
+                        jacobian.values, [*floats(output), *states]
+                    ):  # the key cannot see everything
+                        self._traces = _Traces(count=self._traces.count)
+                        split = self._split(self._traces.jacobians, trace_jacobian, point)
+                        jacobian = jacobian if split is None else TracedJacobian(split, point)
             if split is None:
                 with _twice_differentiable():
-                    jacobian = KeptJacobian(pure, point)
+                    jacobian = kept = KeptJacobian(pure, point)
+                    output = kept.output
                     if new:  # what cannot be differentiated shows here and not at the first product
                         jacobian.tangent([torch.zeros_like(p) for p in point.params])
             with torch.enable_grad():
-                output = jacobian.values[0].detach().requires_grad_()
+                count = len(jacobian.values) - len(self._costs)
+                outputs = [z.detach().requires_grad_() for z in jacobian.values[:count]]
+                output = rebuilt(output, outputs)
                 loss = pure.loss(output, point.rest, point.layout)
-        if not bool(torch.isfinite(loss) & torch.isfinite(output).all()):
+        if not bool(torch.isfinite(loss) & all_finite(output)):
             raise ValueError(f"the probe batch gives a loss of {loss.item()} or outputs that are not finite.")
-        self._setup = _Setup(point, jacobian, output, loss)
+        self._setup = _Setup(point, jacobian, outputs, output, loss)
         return self
 
     def release(self) -> None:
@@ -220,21 +252,22 @@ class Linearization:
         """
         here = self._here()
         if here.gradient is None:
-            here.gradient = self._adjoint(here, [self._slope(here).detach()])
+            here.gradient = self._adjoint(here, [slope.detach() for slope in self._slope(here)])
         return self._dict(here.gradient)
 
-    def jvp(self, v: Vector) -> Float[Tensor, "n ..."]:
+    def jvp(self, v: Vector) -> Outputs:
         """J v: the first-order change of the outputs when the weights change by v.
 
         Args:
             v: a vector of weights.
 
         Returns:
-            A tensor of the outputs' shape.
+            A tensor of the outputs' shape, in the containers that the module returns.
         """
-        return self._tangent(self._here(), v)[0]
+        here = self._here()
+        return rebuilt(here.output, self._tangent(here, v)[: len(here.outputs)])
 
-    def vjp(self, cotangent: Float[Tensor, "n ..."]) -> Vector:
+    def vjp(self, cotangent: Outputs) -> Vector:
         """J^T c.
 
         Args:
@@ -243,7 +276,7 @@ class Linearization:
         Returns:
             A vector of weights.
         """
-        return self._dict(self._adjoint(self._here(), [cotangent.detach()]))
+        return self._dict(self._adjoint(self._here(), [c.detach() for c in floats(cotangent)]))
 
     def ggn(self, v: Vector) -> Vector:
         """The Gauss-Newton product J^T l''(z) J v, plus the costs on states.
@@ -258,15 +291,15 @@ class Linearization:
             RuntimeError: the loss has no second derivative in the outputs.
         """
         here = self._here()
-        slope = self._slope(here)
-        if not slope.requires_grad:
+        slopes = self._slope(here)
+        if not any(slope.requires_grad for slope in slopes):
             raise RuntimeError(
                 "the loss is linear in the outputs or has no second derivative, so it has no Gauss-Newton "
                 'matrix; use a Fisher product (divergence="fisher") or another loss.'
             )
 
-        def curvature(change: Tensor) -> Tensor:
-            return torch.autograd.grad(slope, here.output, change, retain_graph=True)[0]
+        def curvature(change: list[Tensor]) -> list[Tensor]:
+            return loss_curvature(slopes, here.outputs, change)
 
         with _AROUND.get()("ggn"):
             return self._sandwich(here, v, curvature)
@@ -282,13 +315,13 @@ class Linearization:
             A vector of weights.
         """
         here, likelihood = self._here(), self.likelihood
-        mean = check_choice("reduction", reduction or likelihood.reduction, ("mean", "sum")) == "mean"
-        targets = self._pure.targets(here.point.rest, here.point.layout)
-        outputs = here.output.detach()
+        if reduction is not None:
+            check_choice("reduction", reduction, ("mean", "sum"))
+            likelihood = replace(likelihood, reduction=reduction)
+        labels = likelihood.read_labels(self._pure.targets(here.point.rest, here.point.layout))
 
-        def curvature(change: Tensor) -> Tensor:
-            product = likelihood.curvature(outputs, targets, change)
-            return product / likelihood.terms(outputs, targets) if mean else product
+        def curvature(change: list[Tensor]) -> list[Tensor]:
+            return likelihood_curvature(likelihood, here.output, here.outputs, labels, change)
 
         with _AROUND.get()("fisher"):
             return self._sandwich(here, v, curvature)
@@ -311,7 +344,7 @@ class Linearization:
                 )
             product = here.hessian.product(self._list(here, v))
         if self._costs:
-            extra = self._sandwich(here, v, torch.zeros_like)
+            extra = self._sandwich(here, v, lambda change: [torch.zeros_like(dz) for dz in change])
             product = [a + extra[name] for a, name in zip(product, self.names, strict=True)]
         return self._dict(product)
 
@@ -350,18 +383,21 @@ class Linearization:
             raise RuntimeError("weights or buffers changed in place since the set-up; call relinearize().")
         return self._setup
 
-    def _slope(self, here: _Setup) -> Tensor:
-        """l'(z), with its graph."""
+    def _slope(self, here: _Setup) -> list[Tensor]:
+        """l'(z), with its graph; one tensor for each that the module returns."""
         if here.slope is None:
             with torch.enable_grad():
-                (here.slope,) = torch.autograd.grad(here.loss, here.output, create_graph=True)
+                parts = torch.autograd.grad(here.loss, here.outputs, create_graph=True, allow_unused=True)
+            pairs = zip(here.outputs, parts, strict=True)
+            here.slope = [torch.zeros_like(z) if part is None else part for z, part in pairs]
         return here.slope
 
-    def _sandwich(self, here: _Setup, v: Vector, curvature: Callable[[Tensor], Tensor]) -> Vector:
+    def _sandwich(self, here: _Setup, v: Vector, curvature: Callable[[list[Tensor]], list[Tensor]]) -> Vector:
         """J^T Q J v + sum_i J_i^T S_i J_i v."""
         with torch.autocast(self._pure.device.type, enabled=False):
-            change, *states = self._tangent(here, v)
-            cotangents = [curvature(change)]
+            changes = self._tangent(here, v)
+            change, states = changes[: len(here.outputs)], changes[len(here.outputs) :]
+            cotangents = curvature(change)
             for state, cost in zip(states, self._costs.values(), strict=True):
                 share = 1 / len(state) if self._state_reduction == "mean" else 1.0
                 if isinstance(cost, Tensor):
@@ -414,6 +450,7 @@ def _twice_differentiable() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
+        raise_out_of_memory(error)
         reason = str(error).splitlines()[0]
         remedy = "replace the operation by one that torch can differentiate twice"
         if "attention" in str(error) or "flash" in str(error):

@@ -18,6 +18,8 @@ from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from llqr_sam_ref.optim._memory import raise_out_of_memory
+
 Tensors = Sequence[Tensor]
 VALUES = -1  # what a node that depends on the primals alone belongs to; maps are numbered from 0
 
@@ -67,6 +69,7 @@ class SplitFunction:
                 warnings.filterwarnings("ignore", r".*torch\.jit\.script", DeprecationWarning)
                 traced = make_fx(functionalize(flat), decomposition_table=PLAIN_ZEROS)(*arguments)
         except Exception as error:  # whatever a module's forward can raise under tracing
+            raise_out_of_memory(error)
             raise UntraceableError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
         _simplify(traced.graph)
         self._strides = [tensor.stride() for tensor in arguments]

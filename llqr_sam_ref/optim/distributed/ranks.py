@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -62,6 +63,47 @@ class Ranks:
         ]
         dist.all_gather(parts, tensor.contiguous(), group=self.group)
         return torch.cat(parts)
+
+    def total(self, value: float, device: torch.device) -> float:
+        """A number added up over the ranks.
+
+        Args:
+            value: here.
+            device: that the group communicates from.
+
+        Returns:
+            The sum, the same on all ranks.
+        """
+        if self.world_size == 1:
+            return value
+        return float(self.gather(torch.tensor([value], dtype=torch.float64, device=device)).sum())
+
+    @contextmanager
+    def agreed(self, what: str, device: torch.device) -> Iterator[None]:
+        """Raise on all ranks if one does inside, where they must not wait for one another.
+
+        Args:
+            what: the ranks are doing, to be named.
+            device: that the group communicates from.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            ValueError: another rank raised; its own error says why.
+        """
+        problem: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            problem = error
+        if self.world_size > 1:
+            flags = self.gather(torch.tensor([problem is not None], device=device)).tolist()
+            ranks = [rank for rank, flag in enumerate(flags) if flag]
+            if ranks and problem is None:
+                raise ValueError(f"{what} failed on ranks {ranks}; their own errors say why.")
+        if problem is not None:
+            raise problem
 
     def check_equal(self, what: str, value: int, device: torch.device) -> None:
         """See that a number is the same on all ranks.

@@ -8,12 +8,13 @@ numbers ``left_i . right_i`` travel: one all-reduce per distinct sharding and st
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = Sequence[Float[Tensor, "*shape"]]
 
@@ -22,6 +23,18 @@ def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a ``DTensor``; nothing can be one before its module was imported."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+@contextmanager
+def resharded(model: nn.Module) -> Iterator[None]:
+    """Inside, a pass may leave parameters gathered, as the root's are without a backward pass; not at the end."""
+    try:
+        yield
+    finally:
+        module = sys.modules.get("torch.distributed.fsdp")
+        for part in model.modules():
+            if module is not None and isinstance(part, module.FSDPModule):
+                part.reshard()
 
 
 def local_tensors(tensors: Tensors) -> list[Tensor]:

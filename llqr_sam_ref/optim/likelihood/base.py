@@ -14,6 +14,7 @@ from torch import Tensor
 from llqr_sam_ref.errors import check_choice
 
 LossFn = Callable[..., Tensor]
+REDUCTIONS = ("mean", "sum", "batchmean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,20 +24,23 @@ class Likelihood(ABC):
     Args:
         reduction: "mean", "sum" or "batchmean": whether the loss that stands for it divides the sum of the terms by
             their number, by 1, or by the length of the outputs' first axis.
-        outputs: takes z from what the model returns, ``operator.attrgetter("logits")`` for instance; None where the
-            model returns z itself.
+        outputs: takes z from what the model returns, ``operator.attrgetter("logits")`` for instance, or makes it of
+            that (``lambda z: z / temperature``); None where the model returns z itself.
+        labels: takes the labels from what is given as targets; None where the targets are the labels.
     """
 
     reduction: str = "mean"
     outputs: Callable[[Any], Tensor] | None = field(default=None, kw_only=True)
+    labels: Callable[[Any], Tensor | None] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_choice("reduction", self.reduction, ("mean", "sum", "batchmean"))
-        if self.outputs is not None and not callable(self.outputs):
-            raise ValueError(
-                f'outputs={self.outputs!r} cannot be called; pass operator.attrgetter("logits"), or a function of '
-                "what the model returns."
-            )
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        for name, example in (("outputs", 'attrgetter("logits")'), ("labels", 'itemgetter("labels")')):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} cannot be called; pass a function, for instance "
+                    f"operator.{example}."
+                )
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -69,6 +73,29 @@ class Likelihood(ABC):
                 f'likelihood={type(self).__name__}(outputs=operator.attrgetter("logits")).'
             )
         return z
+
+    def read_labels(self, targets: Any) -> Num[Tensor, "n ..."] | None:
+        """The labels in what is given as targets.
+
+        Args:
+            targets: as the loss takes them, or None.
+
+        Returns:
+            The labels; None where there are none.
+
+        Raises:
+            ValueError: what ``labels`` gives is not a tensor.
+        """
+        if targets is None:
+            return None
+        y = targets if self.labels is None else self.labels(targets)
+        if y is not None and not isinstance(y, Tensor):
+            what = "targets is" if self.labels is None else f"labels={self.labels!r} gives"
+            raise ValueError(
+                f"{what} a {type(y).__name__}, not a tensor; say where the labels are: "
+                f'likelihood={type(self).__name__}(labels=operator.itemgetter("labels")).'
+            )
+        return y
 
     def uniforms_shape(self, output_shape: tuple[int, ...]) -> tuple[int, ...]:
         """How many uniforms ``sample`` needs for outputs of this shape; the first axis stays the examples."""

@@ -23,6 +23,7 @@ class Categorical(Likelihood):
         reduction: "mean" or "sum" over the rows that are not ignored, or "batchmean".
         ignore_index: target of rows that do not count.
         outputs: takes the logits from what the model returns.
+        labels: takes the labels from the targets.
         class_axis: of the logits; None for axis 1, or for the last one where the loss has its classes there.
         weight: of each class (c,), as CrossEntropyLoss has it: a row counts as much as the class of its target.
         label_smoothing: of the loss, in [0, 1].
@@ -76,13 +77,26 @@ class Categorical(Likelihood):
         self, outputs: Float[Tensor, "n c ..."], targets: Num[Tensor, "n ..."] | None, uniforms: Tensor
     ) -> Num[Tensor, "n ..."]:
         """The smallest class j with u < pi_0 + ... + pi_j, the last sum taken as 1 whatever its rounding."""
-        axis = self._axis(outputs.ndim)
-        distribution = outputs.softmax(axis).cumsum(axis).narrow(axis, 0, outputs.shape[axis] - 1)
-        drawn = (uniforms.to(outputs).unsqueeze(axis) >= distribution).sum(axis)
+        drawn = self._drawn(outputs, uniforms)
         labels = self._labels(outputs, targets)
         if labels is None or labels.is_floating_point():
             return drawn
         return drawn.where(labels != self.ignore_index, self.ignore_index)
+
+    def sampled_slope(
+        self, outputs: Float[Tensor, "n c ..."], targets: Num[Tensor, "n ..."] | None, uniforms: Tensor
+    ) -> Float[Tensor, "n c ..."]:
+        """The score pi - e_j in every row, times the root of its weight, which is 0 where the target is ignored."""
+        # A class that is ``ignore_index``, that of padding for instance, may be drawn and counts.
+        drawn = self._drawn(outputs, uniforms)
+        score = outputs.softmax(self._axis(outputs.ndim)) - self._one_hot(outputs, drawn)
+        weights = self.weights(outputs, targets)
+        return score if weights is None else score * weights.sqrt()
+
+    def _drawn(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
+        axis = self._axis(outputs.ndim)
+        distribution = outputs.softmax(axis).cumsum(axis).narrow(axis, 0, outputs.shape[axis] - 1)
+        return (uniforms.to(outputs).unsqueeze(axis) >= distribution).sum(axis)
 
     def score(
         self, outputs: Float[Tensor, "n c ..."], labels: Num[Tensor, "n ..."]
@@ -140,8 +154,6 @@ class Categorical(Likelihood):
         """Targets row by row, or the classes' probabilities; None where there are none."""
         if targets is None:
             return None
-        if not isinstance(targets, Tensor):
-            raise ValueError(f"targets is a {type(targets).__name__}; a Categorical needs a tensor of them.")
         if targets.is_floating_point():
             return targets.reshape(outputs.shape)
         rows = self.uniforms_shape(tuple(outputs.shape))

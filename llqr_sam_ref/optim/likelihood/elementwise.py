@@ -19,6 +19,7 @@ class Bernoulli(Likelihood):
     Args:
         reduction: "mean" or "sum" over the output elements, or "batchmean".
         outputs: takes z from what the model returns.
+        labels: takes the labels from the targets.
         pos_weight: of a yes, to be broadcast with z, as BCEWithLogitsLoss has it.
     """
 
@@ -73,6 +74,7 @@ class Gaussian(Likelihood):
         variance: of a label; 0.5 makes -log p the squared error up to a constant, which is what MSELoss adds
             up.
         outputs: takes z from what the model returns.
+        labels: takes the labels from the targets.
     """
 
     variance: float = 0.5

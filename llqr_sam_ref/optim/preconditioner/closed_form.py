@@ -156,7 +156,7 @@ def damping(stacks: list[Stack], solver: ClosedForm) -> Float[Tensor, ""]:
     Source: the book, chapter 18.
     """
     if solver.damping_kind == "absolute":
-        return torch.tensor(solver.damping, dtype=torch.float64)
+        return torch.tensor(solver.damping, dtype=torch.float64, device="cpu")
     traces = [stack.structure.trace(stack.kept["c"]) for stack in stacks]
     wide = torch.cat([trace.to(traces[0].device, torch.float64) for trace in traces])
     trace = sum_over_shards(wide, [head for stack in stacks for head in stack.heads]).sum()

@@ -170,10 +170,9 @@ class Preconditioner:
         self.names = {p: name for p, name in names.items() if p in learned}  # in the model's order
 
     @property
-    def behind(self) -> bool:
-        """Whether some trainable blocks have never been refitted and others have: layers thawed or added on the way."""
-        ages = {stack.refits > 0 for stack in self.stacks if stack.trainable}
-        return ages == {True, False}
+    def waiting(self) -> bool:
+        """Whether some trainable blocks have never been refitted."""
+        return any(stack.trainable and not stack.refits for stack in self.stacks)
 
     def learned(self) -> set[Tensor]:
         """The parameters whose U is in the units of a refit; elsewhere it is the identity.
@@ -183,9 +182,9 @@ class Preconditioner:
         Returns:
             All that have a block, but for those that wait for their first refit while others have had theirs.
         """
-        fresh = [stack for stack in self.stacks if stack.refits == 0]
-        waiting = fresh if self.behind else []
-        return set(self.names) - {p for stack in waiting for block in stack.blocks for p in block.parameters}
+        ages = {stack.refits > 0 for stack in self.stacks if stack.trainable}
+        fresh = [stack for stack in self.stacks if not stack.refits] if ages == {True, False} else []
+        return set(self.names) - {p for stack in fresh for block in stack.blocks for p in block.parameters}
 
     def apply(self, vectors: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
         """U v.

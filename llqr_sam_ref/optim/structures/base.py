@@ -192,8 +192,8 @@ class Structure(ABC):
         Returns:
             One number per block, in float64; a single 0 where nothing is stored.
         """
-        factors = {name: factor.double() for name, factor in self.factors(arrays).items()}
-        return self._squared_distance(factors)
+        wide = {name: array.double() for name, array in arrays.items()}
+        return self._squared_distance(self.factors(wide))
 
     def project(self, arrays: Factors, floor: float) -> Factors:
         """Arrays with the scales at least ``floor``: the sign guard of unconstrained structures.

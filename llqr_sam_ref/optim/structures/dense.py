@@ -38,7 +38,9 @@ class Dense(Structure):
         return factors["U"]
 
     def _squared_distance(self, factors: Factors) -> Tensor:
-        return (factors["U"] - torch.eye(self.size).to(factors["U"])).square().flatten(-2).sum(-1)
+        U = factors["U"]
+        eye = torch.eye(self.size, dtype=U.dtype, device=U.device)
+        return (U - eye).square().flatten(-2).sum(-1)
 
     @property
     def curvature_shape(self) -> Shape:

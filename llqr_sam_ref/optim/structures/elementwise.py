@@ -35,7 +35,9 @@ class Scalar(Structure):
         return {"u": (Z * X).sum(dim=tuple(range(-len(self.shape), 0))).unsqueeze(-1)}
 
     def _dense(self, factors: Factors) -> Tensor:
-        return factors["u"].unsqueeze(-1) * torch.eye(self.size).to(factors["u"])
+        return factors["u"].unsqueeze(-1) * torch.eye(
+            self.size, dtype=factors["u"].dtype, device=factors["u"].device
+        )
 
     def _squared_distance(self, factors: Factors) -> Tensor:
         return ((factors["u"] - 1) * math.sqrt(self.size)).square().sum(-1)

@@ -82,8 +82,8 @@ class Side:
     def dense(self, F: Tensor | None, like: Tensor | None) -> Tensor:
         """F as a matrix (..., size, size); an identity of the type and device of ``like``, else float64 on the host."""
         if F is None:
-            eye = torch.eye(self.size, dtype=torch.float64)
-            return eye if like is None else eye.to(like)
+            dtype, device = (torch.float64, "cpu") if like is None else (like.dtype, like.device)
+            return torch.eye(self.size, dtype=dtype, device=device)
         if self.count == 1:
             return F
         blocks = torch.diag_embed(F.movedim(-3, -1))  # (..., width, width, count, count)
@@ -94,7 +94,7 @@ class Side:
         if F is None:
             return Gap(0.0, 0.0, float(self.size))
         axes = -2 if self.count == 1 else -3
-        off = F - torch.eye(self.width).to(F)
+        off = F - torch.eye(self.width, dtype=F.dtype, device=F.device)
         diagonal = off.diagonal(dim1=-2, dim2=-1).flatten(axes + 1)
         return Gap(off.square().flatten(axes).sum(-1), diagonal.sum(-1), F.square().flatten(axes).sum(-1))
 

@@ -88,4 +88,4 @@ def kronecker_squared_distance(psi: Side, Psi: Tensor | None, phi: Side, Phi: Te
         + psi.size * right.square
         + 2 * left.trace * (right.square + right.trace)
     )
-    return torch.as_tensor(square, dtype=torch.float64)
+    return square if isinstance(square, Tensor) else torch.tensor(square, dtype=torch.float64, device="cpu")

@@ -77,8 +77,17 @@ class PairData(Data):
         return ContrastiveLoss()
 
     def likelihood(self) -> Likelihood:
-        """Captions drawn for every image."""
-        return Categorical()
+        """A caption drawn for every image and an image for every caption: the loss is the mean over both."""
+        return Categorical(outputs=_both_ways, labels=_twice)
+
+
+def _both_ways(logits: Tensor) -> Tensor:
+    """Images among captions above captions among images, (2n, n)."""
+    return torch.cat((logits, logits.T))
+
+
+def _twice(targets: Tensor) -> Tensor:
+    return torch.cat((targets, targets))
 
 
 def _features(images: Tensor) -> Tensor:
