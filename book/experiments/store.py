@@ -67,5 +67,7 @@ def _renamed(value: Any) -> Any:
         return [_renamed(item) for item in value]
     if not isinstance(value, dict):
         return value
-    rows = {NAMES.get(key, key) if isinstance(item, dict) else key: _renamed(item) for key, item in value.items()}
+    rows = {
+        NAMES.get(key, key) if isinstance(item, dict) else key: _renamed(item) for key, item in value.items()
+    }
     return {**rows, "what": NAMES.get(rows["what"], rows["what"])} if "what" in rows else rows
