@@ -21,7 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
-from llqr_sam_ref.optim._model import CopiedLoss, undisturbed, unwrapped
+from llqr_sam_ref.optim._model import CopiedLoss, full_precision, undisturbed, unwrapped
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper
 from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.curvature.linearization import Linearization
@@ -298,7 +298,8 @@ class LLQR(OptimizerWrapper):
         ranks: Ranks,
     ) -> None:
         stacks = [stack for stack in self._preconditioner().stacks if stack.trainable]
-        learn(stacks, V, terms, curvature, self._config, ranks, self.own)
+        with full_precision(stack.device for stack in stacks):
+            learn(stacks, V, terms, curvature, self._config, ranks, self.own)
         for group in self.param_groups:
             group["llqr_refits"] = int(group["llqr_refits"]) + 1
             group["llqr_last_refit"] = int(group["llqr_steps"])

@@ -37,6 +37,9 @@ def apply_rule(
     S. Zero stays zero. Parameters whose U is the identity by request have other units: their root mean square is
     their own.
 
+    Tensor by tensor, with s the root mean square of the largest, the step is S/sqrt(mean(S^2) + eps s^2): what rounding
+    alone keeps from zero (the bias before a batch normalization) stays small.
+
     Args:
         rule: which.
         S: preconditioned vector, local tensors of at least float32.
@@ -57,7 +60,9 @@ def apply_rule(
     else:
         entries = [float(p.numel()) for p in parameters]
         wish = torch.tensor(entries, dtype=present.dtype, device="cpu").to(present.device)
-    if rule != "rms-per-tensor":
+    if rule == "rms-per-tensor":
+        present = present + torch.finfo(S[0].dtype).eps * wish * (present / wish.clamp(min=1)).max()
+    else:
         present, wish = (_shared(squares, learned) for squares in (present, wish))
     factors = torch.where(present > 0, (wish / present).sqrt(), 0.0)
     alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}

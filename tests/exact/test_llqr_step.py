@@ -238,6 +238,15 @@ def test_the_learning_rate_is_the_rms_change_of_a_weight() -> None:
             assert np.allclose(parts, 0.003, rtol=1e-12) == (rule == "rms-per-tensor")
 
 
+def test_an_array_that_rounding_alone_keeps_from_zero_stays_small() -> None:
+    S, shapes = np.array([3.0, 4.0, 4e-16, 4e-6]), ((2,), (1,), (1,))
+    step = step_rule("rms-per-tensor", S, S, shapes)
+    s, eps = 5 / np.sqrt(2), np.finfo(np.float64).eps
+    np.testing.assert_allclose(step[:2], S[:2] / s, rtol=1e-12)
+    np.testing.assert_allclose(step[2], 4e-16 / (s * np.sqrt(eps)), rtol=1e-12)
+    np.testing.assert_allclose(step[3], 1.0, rtol=1e-4)
+
+
 def test_the_step_rules_by_hand() -> None:
     S, v, shapes = np.array([3.0, 0.0, 4.0]), np.array([0.0, 6.0, 8.0]), ((2,), (1,))
     np.testing.assert_allclose(step_rule("rms", S, v, shapes), S * np.sqrt(3) / 5)
