@@ -234,7 +234,7 @@ def test_thm_memory_optimum(
     assert clock.best_memory(1.0, drift=1e-6) / 5e5 ** (2 / 3) == pytest.approx(1, abs=1e-3)
 
 
-SCALES = np.array([1.0, 2.0**-20, 2.0**13, 2.0**-3])
+SCALES = np.array([1.0, 2.0**-4, 2.0**2, 2.0**-3])  # near enough for the floor of the step to be rounding
 LAYERS = [[(4, 3), (4,)], [(2, 4), (2,)]]
 PARTS = np.repeat(np.arange(4), [12, 4, 8, 2])
 
@@ -271,6 +271,9 @@ def test_thm_own_units(config: LLQRConfig = LLQRConfig()) -> None:
     _, before = _steps(raw, np.ones(4), rho=0.0)
     _, after = _steps(raw, SCALES, rho=0.0)
     assert relative(after * SCALES, before) < 1e-6  # the raw 1/c weighs them the other way around
+    S, eps = np.repeat([1.0, 1e-12], [12, 3]), np.finfo(np.float64).eps
+    step = llqr.step_rule("rms-per-tensor", S, S, ((4, 3), (3,)))  # rounding stays small
+    assert relative(step, np.repeat([1.0, (1 + eps * 1e24) ** -0.5], [12, 3])) < 1e-15
 
 
 def _eigenvalue_range(size: int, delta: float) -> tuple[float, float]:
