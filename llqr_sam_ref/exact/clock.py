@@ -72,7 +72,7 @@ def overhead(steps: int, every: int, product: float = 4 / 3, probe: float = 1.0)
     Raises:
         ValueError: a setting out of its range.
 
-    Source: the book, (18.4), prop-product-cost.
+    Source: the book, (18.7), prop-product-cost.
     """
     check_count("steps", steps, low=0)
     check_count("every", every)
