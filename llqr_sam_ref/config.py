@@ -172,8 +172,8 @@ class LLQRConfig:
     reduction: str = "mean"
     acts_on: str = "update"
     step_rule: str = "rms-per-tensor"
-    max_side: int | None = 1024
-    wide: str = "identity"
+    max_side: int | None = 128
+    wide: str = "blocks"
     seed: int = 0
 
     def __new__(cls, *args: Any, **settings: Any) -> LLQRConfig:
@@ -296,7 +296,8 @@ class LLQRConfig:
             basis_every=50,
             renewal="eigendecomposition",
         )
-        return cls(solver=slow, probe_vector="sampled", step_rule="rms").replace(**settings)
+        earlier = cls(solver=slow, probe_vector="sampled", step_rule="rms", max_side=1024, wide="identity")
+        return earlier.replace(**settings)
 
     @classmethod
     def published(cls, **settings: Any) -> LLQRConfig:
@@ -322,6 +323,7 @@ class LLQRConfig:
             acts_on="gradient",
             step_rule="none",
             max_side=None,
+            wide="identity",
         )
         return theirs.replace(**settings)
 

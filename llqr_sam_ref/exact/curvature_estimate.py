@@ -19,9 +19,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
+from llqr_sam_ref.config import CHOICES
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import Array
-from llqr_sam_ref.exact.bases import Bases, Basis, carry_diagonal, eigenbasis, iterated_basis
+from llqr_sam_ref.exact.bases import (
+    Bases,
+    Basis,
+    Width,
+    block_diagonal,
+    block_width,
+    carry_diagonal,
+    renewed_basis,
+)
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner
 from llqr_sam_ref.exact.relaxation import check_probes
 from llqr_sam_ref.exact.structures import STRUCTURES, Shape, Structure, entries, structure_for
@@ -37,6 +46,7 @@ class Estimate:
         c: the curvature: a mean (1,) for scalar, F (p, p) for dense, else diag(E'F E) in the array's shape.
         bases: E_Psi (output side) and E_Phi (input side); None stands for the identity.
         grams: averages of V V' and V'V, one per side that has a basis, else None.
+        widths: of the diagonal blocks of bases and grams, one per side that has a basis, else None.
     """
 
     shape: Shape
@@ -44,6 +54,7 @@ class Estimate:
     c: Array
     bases: Bases = (None, None)
     grams: Bases = (None, None)
+    widths: tuple[Width, Width] = (None, None)
 
     @property
     def trace(self) -> float:
@@ -76,43 +87,45 @@ class CurvatureEstimate:
         return sum(estimate.trace for estimate in self.estimates)
 
 
-def no_curvature(shapes: Sequence[Shape], structure: str, max_side: int | None = 1024) -> CurvatureEstimate:
+def no_curvature(
+    shapes: Sequence[Shape], structure: str, max_side: int | None = None, wide: str = "identity"
+) -> CurvatureEstimate:
     """The state before the first refit: zero curvature, identity bases.
 
     Args:
         shapes: of the arrays, in the order of the flat weight vector.
         structure: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac" or "dense".
-        max_side: sides of a matrix wider than this keep the identity basis; None for no limit.
+        max_side: the widest side, in rows, that gets a full basis; None for no limit.
+        wide: what a wider side gets: the "identity", or equal diagonal "blocks" no wider than ``max_side``.
 
     Returns:
         The state.
 
     Raises:
-        ValueError: an unknown structure, an array that is neither vector nor matrix, a negative max_side.
+        ValueError: an unknown name, an array that is neither vector nor matrix, a negative max_side.
     """
     check_choice("structure", structure, STRUCTURES)
+    check_choice("wide", wide, CHOICES["wide"])
     if max_side is not None:
         check_count("max_side", max_side, low=0)
     estimates = []
     for shape in map(tuple, shapes):
         kind = structure_for(structure, shape)
         c = np.zeros(kind.curvature_shape(shape))
-        bases: Bases = (None, None)
-        grams: Bases = (None, None)
+        estimate = Estimate(shape, kind, c)
         if kind.two_sided:
-            rows, columns = (side if max_side is None or side <= max_side else None for side in shape)
-            bases = (_eye(rows), _eye(columns))
-            grams = (_zeros(rows), _zeros(columns))
-        estimates.append(Estimate(shape, kind, c, bases, grams))
+            (m, n), (rows, columns) = shape, (block_width(side, max_side, wide) for side in shape)
+            estimate = replace(
+                estimate,
+                bases=(None if rows is None else np.eye(m), None if columns is None else np.eye(n)),
+                grams=(
+                    None if rows is None else np.zeros((m, m)),
+                    None if columns is None else np.zeros((n, n)),
+                ),
+                widths=(rows, columns),
+            )
+        estimates.append(estimate)
     return CurvatureEstimate(tuple(estimates))
-
-
-def _eye(side: int | None) -> Basis:
-    return None if side is None else np.eye(side)
-
-
-def _zeros(side: int | None) -> Basis:
-    return None if side is None else np.zeros((side, side))
 
 
 def average_gain(decay: float, count: int) -> float:
@@ -234,8 +247,10 @@ def _with_grams(estimate: Estimate, V: Float[np.ndarray, "k m n"], weight: float
     """Average the Gram matrices."""
     samples = (np.einsum("kij,klj->il", V, V), np.einsum("kij,kil->jl", V, V))
     grams = [
-        None if gram is None else gram + gain * (sample * weight - gram)
-        for gram, sample in zip(estimate.grams, samples, strict=True)
+        None
+        if gram is None or width is None
+        else gram + gain * (block_diagonal(sample, width) * weight - gram)
+        for gram, sample, width in zip(estimate.grams, samples, estimate.widths, strict=True)
     ]
     return replace(estimate, grams=(grams[0], grams[1]))
 
@@ -244,13 +259,11 @@ def _turn(estimate: Estimate, given: Bases | None, *, iterate: bool) -> Estimate
     """Take new bases, carry c over."""
     bases: list[Basis] = []
     for side in range(2):
-        old, gram = estimate.bases[side], estimate.grams[side]
-        if old is None or gram is None:
+        old, gram, width = estimate.bases[side], estimate.grams[side], estimate.widths[side]
+        if old is None or gram is None or width is None:
             bases.append(None)
             continue
-        new = iterated_basis(gram, old) if iterate else eigenbasis(gram)
-        if given is not None:
-            new = given[side]
+        new = renewed_basis(gram, old, width, iterate=iterate) if given is None else given[side]
         if new is not None and new.shape != old.shape:
             raise ValueError(
                 f"bases holds a matrix of shape {new.shape}; pass an orthogonal one of shape {old.shape}."

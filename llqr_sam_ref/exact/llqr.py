@@ -101,7 +101,7 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
 
     Raises:
         ValueError: weights that do not fit the shapes, or are not finite; a side wider than ``max_side`` with
-            the inner loop, or with ``wide="blocks"``.
+            the inner loop.
 
     Source: the book, chapter 21.
     """
@@ -110,10 +110,10 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
     exceeded = (
         config.max_side is not None and widest > config.max_side and STRUCTURES[config.structure].two_sided
     )
-    if exceeded and not (closed and config.wide == "identity"):
+    if exceeded and not closed:
         raise ValueError(
-            f"max_side={config.max_side} is exceeded by a side of {widest}, and the exact version has neither "
-            "identity sides in the inner loop nor blocks; pass max_side=None."
+            f"max_side={config.max_side} is exceeded by a side of {widest}, and the exact version has full sides only "
+            "in the inner loop; pass max_side=None."
         )
     U = identity_preconditioner(
         layers,
@@ -123,7 +123,7 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
     )
     shapes = tuple(tuple(shape) for layer in layers for shape in layer)
     w = check_vector("w", w, U.size)
-    memory = no_curvature(shapes, config.structure, config.max_side) if closed else None
+    memory = no_curvature(shapes, config.structure, config.max_side, config.wide) if closed else None
     return State(w, U, np.zeros_like(w), memory, shapes)
 
 

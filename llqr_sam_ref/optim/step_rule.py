@@ -42,13 +42,13 @@ def apply_rule(
 
     Args:
         rule: which.
-        S: preconditioned vector, local tensors of at least float32.
+        S: preconditioned vector, local tensors of at least float32; overwritten where it is not v itself.
         v: what U was applied to.
         parameters: what they belong to.
         learned: whether U is learned on each of them.
 
     Returns:
-        The step, before the learning rate: new tensors.
+        The step, before the learning rate.
 
     Source: the book, chapter 21; grafting: Agarwal et al. 2020 (arXiv 2002.11803).
     """
@@ -65,15 +65,13 @@ def apply_rule(
     else:
         present, wish = (_shared(squares, learned) for squares in (present, wish))
     factors = torch.where(present > 0, (wish / present).sqrt(), 0.0)
+    steps = [s.clone() if s is x else s for s, x in zip(S, v, strict=True)]
     alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(S):
         alike.setdefault((tensor.device, tensor.dtype), []).append(i)
-    steps = list(S)
     for (device, dtype), indices in alike.items():
         own = factors[indices] if len(indices) < len(S) else factors
-        scaled = torch._foreach_mul([S[i] for i in indices], list(own.to(device, dtype).unbind()))
-        for i, step in zip(indices, scaled, strict=True):
-            steps[i] = step
+        torch._foreach_mul_([steps[i] for i in indices], list(own.to(device, dtype).unbind()))
     return steps
 
 
@@ -159,7 +157,10 @@ def move(weights: Sequence[Tensor], moves: Sequence[Tensor], lr: float | Tensor,
         lr = lr.to(wide[0].device)
     if decay:
         torch._foreach_mul_(wide, 1.0 - lr * decay)
-    torch._foreach_add_(wide, torch._foreach_mul(list(moves), lr))
+    if isinstance(lr, Tensor):
+        torch._foreach_add_(wide, torch._foreach_mul(list(moves), lr))
+    else:
+        torch._foreach_add_(wide, list(moves), alpha=lr)
     torch._foreach_copy_(list(weights), wide)
 
 

@@ -264,6 +264,13 @@ def test_a_refit_without_a_loss_says_what_is_missing() -> None:
 # Several ranks: half a batch each.
 
 
+def pictures() -> nn.Sequential:
+    """A side of 784, in blocks."""
+    torch.manual_seed(0)
+    stretch = nn.Linear(5, 784, bias=False).requires_grad_(False)
+    return nn.Sequential(stretch, nn.Linear(784, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+
 def train(model: nn.Module, seen: nn.Module, share: Callable[[Tensor], Tensor], parts: int = 1) -> LLQR:
     """Five steps; micro-batches but the last without synchronization, where the model knows that."""
     opt = llqr(seen, CONFIGS["default"])
@@ -285,8 +292,13 @@ def on_a_rank(rank: int) -> dict[str, Any]:
     def half(whole: Tensor) -> Tensor:
         return whole.chunk(2)[rank]
 
-    for name, parts in (("wrapped", 1), ("accumulated", 2)):
-        model = DistributedDataParallel(network())
+    cases: list[tuple[str, nn.Module, int]] = [
+        ("wrapped", network(), 1),
+        ("accumulated", network(), 2),
+        ("pictures", pictures(), 1),
+    ]
+    for name, inside, parts in cases:
+        model = DistributedDataParallel(inside)
         with ExitStack() as refused:
             for collective in ("all_reduce", "broadcast", "all_gather", "all_gather_into_tensor"):
                 refused.enter_context(patch.object(dist, collective, side_effect=AssertionError(collective)))
@@ -315,6 +327,11 @@ def test_ranks_learn_the_same_from_their_mean() -> None:
     alone = [*weights(model), *remembered(opt)]
     for name in ("wrapped", "accumulated", "module"):
         torch.testing.assert_close(first[name], alone, rtol=1e-8, atol=1e-10)
+    model = pictures()
+    opt = train(model, model, lambda whole: whole)
+    wide = [*weights(model), *remembered(opt)]
+    assert any(array.shape == (7, 112, 112) for array in wide)
+    torch.testing.assert_close(first["pictures"], wide, rtol=1e-8, atol=1e-10)
     model = network()
     slope(model, 0)
     expected = [g.square() for g in gradients(model)]

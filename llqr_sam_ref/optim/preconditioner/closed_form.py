@@ -119,16 +119,22 @@ def _minimize(stacks: list[Stack], solver: ClosedForm) -> None:
             new = stack.structure.minimizer(c, torch.full_like(mean[0], solver.damping))
         else:
             seen = (mu > 0).to(stack.device)
-            new = stack.structure.minimizer(c, torch.where(mu > 0, mu, 1.0).to(stack.device, stack.dtype))
+            new = stack.structure.minimizer(
+                c.clone(), torch.where(mu > 0, mu, 1.0).to(stack.device, stack.dtype)
+            )
+        whole = seen.device.type == "cpu" and bool(seen.all())
         for name, array in new.items():
-            stack.kept[name].copy_(torch.where(_wide(seen, array), array, stack.kept[name]))
+            stack.kept[name].copy_(
+                array if whole else torch.where(_wide(seen, array), array, stack.kept[name])
+            )
 
 
 def _usable(stack: Stack, X: Float[Tensor, "b k *shape"], V: Vector) -> Bool[Tensor, " b"] | None:
-    """Which blocks of a stack have probes that are numbers."""
-    finite = X.flatten(1).isfinite().all(1)
+    """Which blocks of a stack have probes that are numbers; None for all, where looking waits for no device."""
+    finite = X.flatten(1).sum(1).isfinite()  # where a sum overflows, so do the squares
     here = [any(name in V for name in block.names) for block in stack.blocks]
-    return finite if all(here) else finite & torch.tensor(here, device=finite.device)
+    usable = finite if all(here) else finite & torch.tensor(here, device=finite.device)
+    return None if usable.device.type == "cpu" and bool(usable.all()) else usable
 
 
 def _lerp(
