@@ -121,17 +121,22 @@ METHODS: dict[str, tuple[str, float, Maker]] = {
         _llqr(LLQRConfig(solver=ClosedForm(renewal="eigendecomposition")), nesterov=True),
     ),
     "default": ("... and iterated bases: LLQR, the default", 0.004, _llqr(LLQRConfig(), nesterov=True)),
+    "blocks": (
+        "... with bases in blocks of 32",
+        0.004,
+        _llqr(LLQRConfig(max_side=32), nesterov=True),
+    ),
     "narrow": (
         "... with no basis for a side wider than 32",
         0.004,
-        _llqr(LLQRConfig(max_side=32), nesterov=True),
+        _llqr(LLQRConfig(max_side=32, wide="identity"), nesterov=True),
     ),
     "default+sam": ("LLQR+SAM, the default, rho 0.05", 0.004, _llqr(LLQRConfig(), nesterov=True, rho=0.05)),
 }
 
 
 def train(make: Maker, lr: float, seed: int, *, measure: bool = False) -> dict[str, float]:
-    """One run: mean training loss at steps 100, 200 and the end; test accuracy and top eigenvalue on request."""
+    """One run: mean training loss at steps 20, 100, 200 and the end; test accuracy and top eigenvalue on request."""
     (x, y), (x_test, y_test) = data()
     torch.manual_seed(seed)
     model = mlp((64, 64, 64, 10), activation="tanh")
@@ -147,7 +152,7 @@ def train(make: Maker, lr: float, seed: int, *, measure: bool = False) -> dict[s
     found: dict[str, float] = {}
     start = time.process_time()
     for step in range(STEPS + 1):
-        if step in {100, 200, STEPS}:
+        if step in {20, 100, 200, STEPS}:
             with torch.no_grad():
                 found[f"loss_{step}"] = float(cross_entropy(model(x), y))
         if step == STEPS:
