@@ -1,4 +1,4 @@
-"""Balls that are not ellipses: the steepest step in a p-norm, and the norm that says how far it rises.
+"""Balls that are not ellipses: the steepest step in a p-norm or a spectral norm, and how far it rises.
 
 max g^T epsilon over |epsilon|_p <= rho   =   rho |g|_q,      1/p + 1/q = 1.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_number
-from llqr_sam_ref.exact._arrays import check_points, size
+from llqr_sam_ref.exact._arrays import check_matrix, check_points, size
 
 
 def pnorm_step(
@@ -70,6 +70,32 @@ def dual_norm(gradient: Float[np.ndarray, "*batch d"], p: float) -> Float[np.nda
     total = share.max(axis=-1) if math.isinf(q) else np.sum(share**q, axis=-1) ** (1 / q)
     largest: Float[np.ndarray, "*batch"] = scale[..., 0] * total
     return largest
+
+
+def spectral_step(gradient: Float[np.ndarray, "m n"], rho: float) -> Float[np.ndarray, "m n"]:
+    """The maximizer of <Y, E> over the matrices E whose singular values are at most rho, for Y = sum y_k a_k b_k^T.
+
+    E = rho sum_k a_k b_k^T over the y_k > 0; it rises by rho sum_k y_k. Where Y has less than full rank others rise
+    as far, and this is the shortest of them; a zero gradient gives a zero step.
+
+    Args:
+        gradient: Y, the gradient of one layer, shape (m, n).
+        rho: radius, the largest singular value of the step, in weights.
+
+    Returns:
+        E, shape (m, n).
+
+    Raises:
+        ValueError: not a matrix, NaN or infinite gradient, negative rho.
+
+    Source: the book, (1.5); Bernstein and Newhouse 2024 (arXiv 2409.20325).
+    """
+    Y = check_matrix("gradient", gradient)
+    rho = check_number("rho", rho, low=0.0)
+    a, y, b = np.linalg.svd(Y, full_matrices=False)
+    kept = y > y.max(initial=0.0) * max(Y.shape) * np.finfo(np.float64).eps
+    step: Float[np.ndarray, "m n"] = rho * a[:, kept] @ b[kept]
+    return step
 
 
 def _conjugate(p: float) -> float:

@@ -46,6 +46,8 @@ CASES: list[tuple[Callable[[], object], str, str]] = [
     (lambda: pnorms.pnorm_step(G, 0.1, 0.5), "p=0.5", "pass a finite number in [1, inf)"),
     (lambda: pnorms.pnorm_step(G, 0.1, float("nan")), "p=nan", "pass a finite number in [1, inf)"),
     (lambda: pnorms.pnorm_step(G, -0.1, 2), "rho=-0.1", "pass a finite number in [0, inf)"),
+    (lambda: pnorms.spectral_step(G, 0.1), "gradient has shape", "pass a matrix of shape (m, n)"),
+    (lambda: pnorms.spectral_step(np.eye(2), -0.1), "rho=-0.1", "pass a finite number in [0, inf)"),
     (lambda: pnorms.dual_norm(NAN, 2), "gradient holds nan", "pass finite numbers"),
     (lambda: geometry.Monge(G, alpha=-1), "alpha=-1", "pass a finite number in [0, inf)"),
     (lambda: geometry.Monge(NAN), "gradient holds nan", "pass finite numbers"),

@@ -23,7 +23,7 @@ from llqr_sam_ref.exact.geometry import (
     ascent_step,
     metric_length,
 )
-from llqr_sam_ref.exact.pnorms import dual_norm, pnorm_step
+from llqr_sam_ref.exact.pnorms import dual_norm, pnorm_step, spectral_step
 from llqr_sam_ref.exact.trust_region import trust_region_step
 from tests.exact.relaxed import random_spd
 
@@ -269,6 +269,17 @@ def test_the_p_norm_step_knows_its_friends(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(
             pnorm_step(1e-200 * g, 0.1, p), pnorm_step(g, 0.1, p), rtol=1e-12, err_msg=str(p)
         )
+
+
+def test_the_spectral_step_moves_all_directions_that_the_gradient_has_and_no_other(
+    rng: np.random.Generator,
+) -> None:
+    Y = rng.normal(size=(5, 3)) @ np.diag([1.0, 1e-3, 0.0]) @ rng.normal(size=(3, 4))
+    step = spectral_step(Y, 0.2)
+    np.testing.assert_allclose(np.linalg.svd(step)[1], [0.2, 0.2, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(step @ Y.T, Y @ step.T, atol=1e-12)  # the same singular vectors
+    np.testing.assert_allclose(spectral_step(1e-200 * Y, 0.2), step, atol=1e-10)
+    assert not spectral_step(np.zeros((2, 3)), 0.2).any()
 
 
 # The trust region ---

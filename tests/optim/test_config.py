@@ -47,7 +47,7 @@ def test_the_default_is_free_of_scale_and_positive() -> None:
     assert (config.probe_vector, config.every, config.probes) == ("step", 1, 1)
     kinds = config.acts_on, config.step_rule, config.solver.damping_kind
     assert kinds == ("update", "rms-per-tensor", "per-tensor")
-    assert config.max_side == 1024
+    assert (config.max_side, config.wide) == (128, "blocks")
 
 
 def test_what_is_not_said_of_the_probes_follows_from_what_is() -> None:

@@ -338,7 +338,7 @@ USE: dict[str, tuple[Callable[[Model], object], type[Exception], str]] = {
         ValueError,
         "structure='diagonal' cannot replace 'ekfac' in a running LLQR",
     ),
-    "new side": (lambda m: reconfigured(m, max_side=3), ValueError, "max_side=3 cannot replace 1024"),
+    "new side": (lambda m: reconfigured(m, max_side=3), ValueError, "max_side=3 cannot replace 128"),
     "no config": (lambda m: setattr(llqr(m), "config", None), ValueError, "config=None is not an LLQRConfig"),
     "learning rate scheduled to NaN": (lambda m: scheduled(m, lr=NAN), ValueError, "lr=nan .* finite"),
     "learning rate scheduled below zero": (lambda m: scheduled(m, lr=-0.1), ValueError, r"lr=-0\.1"),

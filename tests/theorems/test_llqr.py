@@ -213,20 +213,6 @@ def test_thm_lqr_equivalence(read: Callable[[lqr.Problem], lqr.Problem] = _same)
                 assert solution.is_minimum
 
 
-@mutation("the cross terms M are ignored in the sweep", sweep=_without_cross_terms)
-def test_thm_riccati(sweep: Callable[[lqr.Problem], lqr.Problem] = _same) -> None:
-    """20 random problems, most of them indefinite: controls, value and the optimality conditions."""
-    rng = np.random.default_rng(410)
-    for _ in range(20):
-        problem = lqr.random_problem(5, 3, 2, rng, definite=False)
-        matrix, slope = lqr.dense(problem)
-        u = -np.linalg.solve(matrix, slope)
-        solution = lqr.stationary_point(sweep(problem))
-        assert relative(solution.step, u) < 1e-8
-        assert abs(solution.value - 0.5 * slope @ u) < 1e-8 * abs(slope @ u)
-        assert lqr.kkt_residual(problem, solution) < 1e-8
-
-
 @mutation("R is tested instead of R~", stages=lambda sweep, problem: problem.R)
 def test_thm_positivity_certificate(
     stages: Callable[[lqr.Sweep, lqr.Problem], Any] = lambda sweep, problem: sweep.R_tilde,

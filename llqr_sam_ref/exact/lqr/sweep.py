@@ -49,7 +49,7 @@ class Sweep:
         k: feedforward controls k_i (u_i,).
         P: value matrices, V_i(x) = 1/2 x'P_i x + p_i'x + constant.
         p: value slopes p_i (x_i,).
-        constant: the constant of V_0, -1/2 sum_i h_i' R~_i^{-1} h_i with h_i = r_i + B_i'p_{i+1}.
+        constant: the constant of V_0, -1/2 sum_i r~_i' R~_i^{-1} r~_i with r~_i = r_i + B_i'p_{i+1}.
         stage_inertia: signs of the eigenvalues of each R~_i.
     """
 
