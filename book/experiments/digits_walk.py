@@ -1,9 +1,9 @@
-"""From the published LLQR to the one that comes by default, one change at a time, on badly scaled digits.
+"""From the published LLQR to the sampled one and on to the default, one change at a time, on badly scaled digits.
 
     python -m book.experiments.digits_walk           writes book/results/digits_walk.json, in minutes on one core
 
 Every pixel of scikit-learn's digits is shifted and multiplied by a factor between 1/30 and 1: a task that needs a
-preconditioner. Every method gets the same five learning rates around its customary one and the same five tuning
+preconditioner. Every method gets the same six learning rates around its customary one and the same five tuning
 seeds; the rate with the lowest mean training loss at the end is run again with ten fresh seeds. All runs are
 cosine to 0 over 300 steps, batch 64, no decay.
 """
@@ -23,13 +23,13 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from book.experiments.store import store
-from llqr_sam_ref import LLQR, SAM, LLQRConfig
+from llqr_sam_ref import LLQR, SAM, ClosedForm, LLQRConfig
 from llqr_sam_ref.nets.mlp import mlp
 from llqr_sam_ref.train.sharpness import sharpness
 
 TRAIN, VALIDATION, BATCH, STEPS = 1000, 300, 64, 300
 TUNING_SEEDS, FRESH_SEEDS = tuple(range(5)), tuple(range(100, 110))
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 Data = tuple[Tensor, Tensor]
 Maker = Callable[[nn.Module, float, Callable[[], Data]], Optimizer]
 
@@ -57,7 +57,8 @@ def _sgd(model: nn.Module, lr: float, nesterov: bool = False) -> Optimizer:
 
 def _llqr(config: LLQRConfig, nesterov: bool = False, rho: float = 0.0) -> Maker:
     def make(model: nn.Module, lr: float, probe: Callable[[], Data]) -> Optimizer:
-        opt: Optimizer = LLQR(_sgd(model, lr, nesterov), model, cross_entropy, config, probe=probe)
+        batches = None if config.probe_vector == "step" else probe
+        opt: Optimizer = LLQR(_sgd(model, lr, nesterov), model, cross_entropy, config, probe=batches)
         return SAM(opt, rho=rho) if rho else opt
 
     return make
@@ -66,6 +67,10 @@ def _llqr(config: LLQRConfig, nesterov: bool = False, rho: float = 0.0) -> Maker
 PUBLISHED = LLQRConfig.published()
 CLOCK: dict[str, Any] = {"every": 50, "steps": 20, "lr": 1e-2, "ema": 0.5}
 NORMED: dict[str, Any] = {"acts_on": "update", "step_rule": "rms"}
+SAMPLED = LLQRConfig.sampled()
+MEMORY: dict[str, Any] = {"curvature_memory": 20.0}
+BASES: dict[str, Any] = {"basis_memory": 20.0, "gram_every": 10, "basis_every": 10}
+TENSORS: dict[str, Any] = {"step_rule": "rms-per-tensor", "damping_kind": "per-tensor", "damping": 0.1}
 
 METHODS: dict[str, tuple[str, float, Maker]] = {
     "sgd": ("SGD, momentum 0.9", 0.05, lambda model, lr, probe: _sgd(model, lr)),
@@ -88,19 +93,50 @@ METHODS: dict[str, tuple[str, float, Maker]] = {
         0.004,
         _llqr(LLQRConfig.published(steps=0, **NORMED), nesterov=True),
     ),
-    "closed": ("closed form, every 50 steps", 0.004, _llqr(LLQRConfig(every=50), nesterov=True)),
-    "default": ("LLQR as it comes (every 10)", 0.004, _llqr(LLQRConfig(), nesterov=True)),
-    "narrow": (
-        "... with no basis for a side wider than 32",
+    "identity-tensors": (
+        "control: the same for every tensor by itself, U = I",
+        0.004,
+        _llqr(LLQRConfig.published(steps=0, acts_on="update", step_rule="rms-per-tensor"), nesterov=True),
+    ),
+    "closed": (
+        "closed form, sampled probes every 50 steps",
+        0.004,
+        _llqr(SAMPLED.replace(every=50), nesterov=True),
+    ),
+    "sampled": ("LLQR, sampled (every 10 steps)", 0.004, _llqr(SAMPLED, nesterov=True)),
+    "memory": ("... and a memory of 20 steps", 0.004, _llqr(SAMPLED.replace(**MEMORY), nesterov=True)),
+    "bases": (
+        "... and new bases every 10 steps",
+        0.004,
+        _llqr(SAMPLED.replace(**MEMORY, **BASES), nesterov=True),
+    ),
+    "tensors": (
+        "... and one RMS, one damping per tensor",
+        0.004,
+        _llqr(SAMPLED.replace(**MEMORY, **BASES, **TENSORS), nesterov=True),
+    ),
+    "steps": (
+        "... and the step's gradient as the probe",
+        0.004,
+        _llqr(LLQRConfig(solver=ClosedForm(renewal="eigendecomposition")), nesterov=True),
+    ),
+    "default": ("... and iterated bases: LLQR, the default", 0.004, _llqr(LLQRConfig(), nesterov=True)),
+    "blocks": (
+        "... with bases in blocks of 32",
         0.004,
         _llqr(LLQRConfig(max_side=32), nesterov=True),
     ),
-    "default+sam": ("LLQR+SAM as it comes, rho 0.05", 0.004, _llqr(LLQRConfig(), nesterov=True, rho=0.05)),
+    "narrow": (
+        "... with no basis for a side wider than 32",
+        0.004,
+        _llqr(LLQRConfig(max_side=32, wide="identity"), nesterov=True),
+    ),
+    "default+sam": ("LLQR+SAM, the default, rho 0.05", 0.004, _llqr(LLQRConfig(), nesterov=True, rho=0.05)),
 }
 
 
 def train(make: Maker, lr: float, seed: int, *, measure: bool = False) -> dict[str, float]:
-    """One run: mean training loss at steps 100, 200 and the end; test accuracy and top eigenvalue on request."""
+    """One run: mean training loss at steps 20, 100, 200 and the end; test accuracy and top eigenvalue on request."""
     (x, y), (x_test, y_test) = data()
     torch.manual_seed(seed)
     model = mlp((64, 64, 64, 10), activation="tanh")
@@ -116,7 +152,7 @@ def train(make: Maker, lr: float, seed: int, *, measure: bool = False) -> dict[s
     found: dict[str, float] = {}
     start = time.process_time()
     for step in range(STEPS + 1):
-        if step in {100, 200, STEPS}:
+        if step in {20, 100, 200, STEPS}:
             with torch.no_grad():
                 found[f"loss_{step}"] = float(cross_entropy(model(x), y))
         if step == STEPS:

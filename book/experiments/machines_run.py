@@ -32,7 +32,7 @@ from llqr_sam_ref.train.earlier import as_now
 from llqr_sam_ref.train.loop import Observer, Trainer, averages
 from llqr_sam_ref.train.ranks import RunRanks
 
-METHOD = "llqr-sam"
+METHOD = "llqr-sampled-sam"
 PUBLISHED = "llqr-published-sam"
 Rows = list[dict[str, Any]]
 

@@ -69,7 +69,7 @@ class Case:
 CASES = (
     Case("SAM, one perturbation for all", "sam"),
     Case("LLQR+SAM published", "llqr-published-sam"),
-    Case("LLQR+SAM as it comes", "llqr-sam"),
+    Case("LLQR+SAM sampled", "llqr-sampled-sam"),
     Case("SAM, a perturbation for each worker", "sam", ("--own-perturbation",)),
     Case("SAM, batch norm", "sam", BATCH_NORM),
 )

@@ -16,6 +16,21 @@ from llqr_sam_ref.train.provenance import environment
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results"
 
+# Results of before this day call by these names what now has a name of its own: then it was the default.
+SAMPLED_SINCE = "2026-11-26"
+NAMES = {
+    "llqr": "llqr-sampled",
+    "llqr-sam": "llqr-sampled-sam",
+    "LLQR as it comes / SGD": "LLQR sampled / SGD",
+    "LLQR+SAM as it comes / SGD": "LLQR+SAM sampled / SGD",
+    "LLQR+SAM as it comes": "LLQR+SAM sampled",
+    "LLQR as it comes (every 10, max_side 1024) / base, batch 128": (
+        "LLQR sampled (every 10, max_side 1024) / base, batch 128"
+    ),
+    "  of which the step, by default": "  of which the step, sampled",
+    "  of which refits, by default": "  of which refits, sampled",
+}
+
 
 def store(
     name: str, protocol: Mapping[str, Any], results: Mapping[str, Any], seconds: float, folder: Path = RESULTS
@@ -36,9 +51,23 @@ def store(
 
 
 def load(name: str) -> dict[str, Any]:
-    """Read what ``store`` wrote; results of before it wrote what a run's record does have their names translated."""
+    """Read what ``store`` wrote; what earlier versions named otherwise has its present name."""
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     provenance = content["provenance"]
     provenance.setdefault("versions", provenance.get("packages", {}))
     provenance.setdefault("device", provenance.get("processor", ""))
+    if provenance["date"] < SAMPLED_SINCE:
+        content["results"] = _renamed(content["results"])
     return content
+
+
+def _renamed(value: Any) -> Any:
+    """Results with the rows of methods, and what was measured of them, under their present names."""
+    if isinstance(value, list):
+        return [_renamed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    rows = {
+        NAMES.get(key, key) if isinstance(item, dict) else key: _renamed(item) for key, item in value.items()
+    }
+    return {**rows, "what": NAMES.get(rows["what"], rows["what"])} if "what" in rows else rows

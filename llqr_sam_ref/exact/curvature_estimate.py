@@ -19,9 +19,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
+from llqr_sam_ref.config import CHOICES
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import Array
-from llqr_sam_ref.exact.bases import Bases, Basis, carry_diagonal, eigenbasis
+from llqr_sam_ref.exact.bases import (
+    Bases,
+    Basis,
+    Width,
+    block_diagonal,
+    block_width,
+    carry_diagonal,
+    renewed_basis,
+)
 from llqr_sam_ref.exact.preconditioner import Block, Preconditioner
 from llqr_sam_ref.exact.relaxation import check_probes
 from llqr_sam_ref.exact.structures import STRUCTURES, Shape, Structure, entries, structure_for
@@ -37,6 +46,7 @@ class Estimate:
         c: the curvature: a mean (1,) for scalar, F (p, p) for dense, else diag(E'F E) in the array's shape.
         bases: E_Psi (output side) and E_Phi (input side); None stands for the identity.
         grams: averages of V V' and V'V, one per side that has a basis, else None.
+        widths: of the diagonal blocks of bases and grams, one per side that has a basis, else None.
     """
 
     shape: Shape
@@ -44,6 +54,7 @@ class Estimate:
     c: Array
     bases: Bases = (None, None)
     grams: Bases = (None, None)
+    widths: tuple[Width, Width] = (None, None)
 
     @property
     def trace(self) -> float:
@@ -76,43 +87,45 @@ class CurvatureEstimate:
         return sum(estimate.trace for estimate in self.estimates)
 
 
-def no_curvature(shapes: Sequence[Shape], structure: str, max_side: int | None = 1024) -> CurvatureEstimate:
+def no_curvature(
+    shapes: Sequence[Shape], structure: str, max_side: int | None = None, wide: str = "identity"
+) -> CurvatureEstimate:
     """The state before the first refit: zero curvature, identity bases.
 
     Args:
         shapes: of the arrays, in the order of the flat weight vector.
         structure: "scalar", "diagonal", "kronecker", "ekfac", "separable-ekfac" or "dense".
-        max_side: sides of a matrix wider than this keep the identity basis; None for no limit.
+        max_side: the widest side, in rows, that gets a full basis; None for no limit.
+        wide: what a wider side gets: the "identity", or equal diagonal "blocks" no wider than ``max_side``.
 
     Returns:
         The state.
 
     Raises:
-        ValueError: an unknown structure, an array that is neither vector nor matrix, a negative max_side.
+        ValueError: an unknown name, an array that is neither vector nor matrix, a negative max_side.
     """
     check_choice("structure", structure, STRUCTURES)
+    check_choice("wide", wide, CHOICES["wide"])
     if max_side is not None:
         check_count("max_side", max_side, low=0)
     estimates = []
     for shape in map(tuple, shapes):
         kind = structure_for(structure, shape)
         c = np.zeros(kind.curvature_shape(shape))
-        bases: Bases = (None, None)
-        grams: Bases = (None, None)
+        estimate = Estimate(shape, kind, c)
         if kind.two_sided:
-            rows, columns = (side if max_side is None or side <= max_side else None for side in shape)
-            bases = (_eye(rows), _eye(columns))
-            grams = (_zeros(rows), _zeros(columns))
-        estimates.append(Estimate(shape, kind, c, bases, grams))
+            (m, n), (rows, columns) = shape, (block_width(side, max_side, wide) for side in shape)
+            estimate = replace(
+                estimate,
+                bases=(None if rows is None else np.eye(m), None if columns is None else np.eye(n)),
+                grams=(
+                    None if rows is None else np.zeros((m, m)),
+                    None if columns is None else np.zeros((n, n)),
+                ),
+                widths=(rows, columns),
+            )
+        estimates.append(estimate)
     return CurvatureEstimate(tuple(estimates))
-
-
-def _eye(side: int | None) -> Basis:
-    return None if side is None else np.eye(side)
-
-
-def _zeros(side: int | None) -> Basis:
-    return None if side is None else np.zeros((side, side))
 
 
 def average_gain(decay: float, count: int) -> float:
@@ -134,17 +147,30 @@ def average_gain(decay: float, count: int) -> float:
     return (1 - decay) / (1 - decay ** check_count("count", count))
 
 
-def basis_due(refit: int, basis_every: int) -> bool:
-    """Whether refit number ``refit`` (the first is 1) computes bases: at 1, at 2 and at multiples of b.
+def due(refit: int, every: int) -> bool:
+    """Whether refit number ``refit`` (the first is 1) does what is done every so often: at 1, at 2 and at multiples.
 
     Args:
         refit: number of the refit, from 1.
-        basis_every: b, the number of refits from one computation of bases to the next.
+        every: the number of refits from one time to the next.
 
     Returns:
         True if it does.
     """
-    return refit <= 2 or refit % basis_every == 0
+    return refit <= 2 or refit % every == 0
+
+
+def times(refit: int, every: int) -> int:
+    """How often that was done by refit number ``refit``, it included.
+
+    Args:
+        refit: number of the refit, from 1.
+        every: the number of refits from one time to the next.
+
+    Returns:
+        The count.
+    """
+    return min(refit, 2) + max(0, refit // every - 2 // every)
 
 
 def update_curvature(
@@ -154,13 +180,15 @@ def update_curvature(
     *,
     curvature_ema: float = 0.95,
     basis_ema: float = 0.8,
+    gram_every: int = 5,
     basis_every: int = 5,
+    iterate: bool = False,
     bases: Sequence[Bases] | None = None,
 ) -> CurvatureEstimate:
     """One refit of the curvature estimate from k probe gradients V_j.
 
-    If bases are due:  Grams <- average of (scale/k) sum_j V_j V_j' and V_j'V_j;  E <- their eigenvectors;
-                       c carried over.
+    If Grams are due:  Grams <- average of (scale/k) sum_j V_j V_j' and V_j'V_j.
+    If bases are due:  E <- their eigenvectors;  c carried over.
     Always:            c <- average of (scale/k) sum_j (E_Psi' V_j E_Phi)^{o2}.
     Averages are bias-corrected.
 
@@ -169,8 +197,10 @@ def update_curvature(
         probes: V_j, gradients of the mean loss on micro-batches, shape (k, d).
         scale: what makes E V V' the Fisher matrix: m, the examples in a micro-batch (m n for a summed loss).
         curvature_ema: decay of the average of c, per refit.
-        basis_ema: decay of the average of the Gram matrices, per computation of bases.
+        basis_ema: decay of the average of the Gram matrices, per sample of them.
+        gram_every: g; the Gram matrices are sampled at refits 1, 2 and every multiple of g.
         basis_every: b; bases are computed at refits 1, 2 and every multiple of b.
+        iterate: renew bases by one step of orthogonal iteration from the last ones, at first from the identity.
         bases: take these instead of computing eigenvectors, one pair per array, when bases are due: two
             implementations agree only in one basis, for eigenvectors of equal eigenvalues are free to turn.
 
@@ -184,12 +214,13 @@ def update_curvature(
     """
     probes = check_probes(probes, curvature.size)
     check_number("scale", scale, low=0.0, open_low=True)
+    check_count("gram_every", gram_every)
     check_count("basis_every", basis_every)
     refit = curvature.refits + 1
-    draw = basis_due(refit, basis_every)
+    draw = due(refit, basis_every)
     drawn = curvature.bases_drawn + draw
     gain = average_gain(curvature_ema, refit)
-    gain_basis = average_gain(basis_ema, max(drawn, 1))
+    gain_gram = average_gain(basis_ema, times(refit, gram_every))
     if bases is not None and len(bases) != len(curvature.estimates):
         raise ValueError(
             f"bases holds {len(bases)} pairs; pass one (E_Psi, E_Phi) for each array, "
@@ -201,30 +232,38 @@ def update_curvature(
         zip(curvature.estimates, np.split(probes, stops[:-1], axis=1), strict=True)
     ):
         V = flat.reshape(-1, *estimate.shape)
-        if draw and estimate.structure.two_sided:
-            given = None if bases is None else bases[index]
-            estimate = _turn(estimate, V, scale, gain_basis, given)
+        if estimate.structure.two_sided:
+            if due(refit, gram_every):
+                estimate = _with_grams(estimate, V, scale / len(V), gain_gram)
+            if draw:
+                given = None if bases is None else bases[index]
+                estimate = _turn(estimate, given, iterate=iterate)
         sample = estimate.structure.curvature_sample(V, estimate.bases) * (scale / len(V))
         estimates.append(replace(estimate, c=estimate.c + gain * (sample - estimate.c)))
     return CurvatureEstimate(tuple(estimates), refit, drawn)
 
 
-def _turn(
-    estimate: Estimate, V: Float[np.ndarray, "k m n"], scale: float, gain: float, given: Bases | None
-) -> Estimate:
-    """Average the Gram matrices, take new bases, carry c over."""
+def _with_grams(estimate: Estimate, V: Float[np.ndarray, "k m n"], weight: float, gain: float) -> Estimate:
+    """Average the Gram matrices."""
     samples = (np.einsum("kij,klj->il", V, V), np.einsum("kij,kil->jl", V, V))
-    grams: list[Basis] = []
+    grams = [
+        None
+        if gram is None or width is None
+        else gram + gain * (block_diagonal(sample, width) * weight - gram)
+        for gram, sample, width in zip(estimate.grams, samples, estimate.widths, strict=True)
+    ]
+    return replace(estimate, grams=(grams[0], grams[1]))
+
+
+def _turn(estimate: Estimate, given: Bases | None, *, iterate: bool) -> Estimate:
+    """Take new bases, carry c over."""
     bases: list[Basis] = []
     for side in range(2):
-        old, gram = estimate.bases[side], estimate.grams[side]
-        if old is None or gram is None:
-            grams.append(None)
+        old, gram, width = estimate.bases[side], estimate.grams[side], estimate.widths[side]
+        if old is None or gram is None or width is None:
             bases.append(None)
             continue
-        gram = gram + gain * (samples[side] * (scale / len(V)) - gram)
-        grams.append(gram)
-        new = eigenbasis(gram) if given is None else given[side]
+        new = renewed_basis(gram, old, width, iterate=iterate) if given is None else given[side]
         if new is not None and new.shape != old.shape:
             raise ValueError(
                 f"bases holds a matrix of shape {new.shape}; pass an orthogonal one of shape {old.shape}."
@@ -235,7 +274,6 @@ def _turn(
         estimate,
         c=carry_diagonal(estimate.c, estimate.bases, turned),
         bases=turned,
-        grams=(grams[0], grams[1]),
     )
 
 
@@ -255,6 +293,26 @@ def relative_damping(curvature: CurvatureEstimate, delta: float) -> float:
     Source: the book, chapter 18.
     """
     return check_number("delta", delta, low=0.0) * curvature.trace / curvature.size
+
+
+def in_own_units(curvature: CurvatureEstimate) -> CurvatureEstimate:
+    """Every array's curvature as a multiple of its own mean, so that its trace is its number of weights.
+
+    Args:
+        curvature: the estimate so far.
+
+    Returns:
+        The same estimate in these units; an array without curvature stays as it is.
+
+    Source: the book, thm-own-units.
+    """
+    return replace(
+        curvature,
+        estimates=tuple(
+            replace(e, c=e.c * (entries(e.shape) / e.trace)) if e.trace > 0 else e
+            for e in curvature.estimates
+        ),
+    )
 
 
 def minimizer(curvature: CurvatureEstimate, mu: float) -> Preconditioner:

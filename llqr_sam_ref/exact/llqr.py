@@ -3,7 +3,7 @@
 One training step from weights w and gradient g, learning rate eta, decay wd, around a base optimizer whose update
 from a gradient v is base(v): here heavy ball, m <- beta m + v, base(v) = m, or v + beta m with Nesterov's look-ahead.
 
-    if a refit is due:       U <- refit at w               ClosedForm, or InnerLoop and its average
+    if a refit is due:       U <- refit at w, or by g      ClosedForm, or InnerLoop and its average
     with SAM around it:      g <- gradient at w + rho U g/|U g|
     acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
     acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
@@ -26,8 +26,10 @@ from llqr_sam_ref.config import CHOICES, ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import check_choice, check_count, check_number
 from llqr_sam_ref.exact._arrays import check_vector
 from llqr_sam_ref.exact.bases import Bases
+from llqr_sam_ref.exact.clock import decay, refits_between
 from llqr_sam_ref.exact.curvature_estimate import (
     CurvatureEstimate,
+    in_own_units,
     minimizer,
     no_curvature,
     relative_damping,
@@ -99,7 +101,7 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
 
     Raises:
         ValueError: weights that do not fit the shapes, or are not finite; a side wider than ``max_side`` with
-            the inner loop, or with ``wide="blocks"``.
+            the inner loop.
 
     Source: the book, chapter 21.
     """
@@ -108,10 +110,10 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
     exceeded = (
         config.max_side is not None and widest > config.max_side and STRUCTURES[config.structure].two_sided
     )
-    if exceeded and not (closed and config.wide == "identity"):
+    if exceeded and not closed:
         raise ValueError(
-            f"max_side={config.max_side} is exceeded by a side of {widest}, and the exact version has neither "
-            "identity sides in the inner loop nor blocks; pass max_side=None."
+            f"max_side={config.max_side} is exceeded by a side of {widest}, and the exact version has full sides only "
+            "in the inner loop; pass max_side=None."
         )
     U = identity_preconditioner(
         layers,
@@ -121,7 +123,7 @@ def start(config: LLQRConfig, w: ArrayLike, layers: Layers) -> State:
     )
     shapes = tuple(tuple(shape) for layer in layers for shape in layer)
     w = check_vector("w", w, U.size)
-    memory = no_curvature(shapes, config.structure, config.max_side) if closed else None
+    memory = no_curvature(shapes, config.structure, config.max_side, config.wide) if closed else None
     return State(w, U, np.zeros_like(w), memory, shapes)
 
 
@@ -142,7 +144,7 @@ def refit(
     config: LLQRConfig,
     state: State,
     probes: Float[np.ndarray, "k d"],
-    examples: int,
+    examples: int = 1,
     curvature: Curvature | None = None,
     bases: list[Bases] | None = None,
 ) -> State:
@@ -152,8 +154,8 @@ def refit(
         config: the settings of LLQR.
         state: the state before the refit.
         probes: k gradients of the mean loss, over m = n/k examples each, against the labels of
-            ``probe_vector``.
-        examples: n, examples in the whole probe batch.
+            ``probe_vector``; with "step" the one gradient g of the training step.
+        examples: n, examples in the whole probe batch; with probe_vector="step" it is not known, and counts as 1.
         curvature: G of the mean loss over the probe batch (inner loop only), as a matrix or a product.
         bases: eigenbases to take instead of computing them (closed form only).
 
@@ -175,7 +177,8 @@ def refit(
     summed = examples if config.reduction == "sum" else 1
     solver = config.solver
     if isinstance(solver, ClosedForm):
-        return _refit_closed(solver, state, probes, examples / config.probes * summed, bases)
+        terms = 1 if config.probe_vector == "step" else examples / config.probes * summed
+        return _refit_closed(config, solver, state, probes, terms, bases)
     if curvature is None:
         raise ValueError("curvature=None, but an InnerLoop needs G; pass a matrix or a product v -> G v.")
     multiply = curvature_product(curvature, size=state.U.size)
@@ -197,6 +200,7 @@ def refit(
 
 
 def _refit_closed(
+    config: LLQRConfig,
     solver: ClosedForm,
     state: State,
     probes: Float[np.ndarray, "k d"],
@@ -208,14 +212,29 @@ def _refit_closed(
         state.curvature,
         probes,
         scale,
-        curvature_ema=solver.curvature_ema,
-        basis_ema=solver.basis_ema,
-        basis_every=solver.basis_every,
+        curvature_ema=decay(solver.curvature_memory, config.every),
+        basis_ema=decay(solver.basis_memory, max(solver.gram_every, config.every)),
+        gram_every=refits_between(solver.gram_every, config.every),
+        basis_every=refits_between(solver.basis_every, config.every),
+        iterate=solver.renewal == "iteration",
         bases=bases,
     )
+    return replace(state, U=_best(solver, state.U, memory), curvature=memory, last_refit=state.steps)
+
+
+def _best(solver: ClosedForm, before: Preconditioner, memory: CurvatureEstimate) -> Preconditioner:
+    """The minimizer at this curvature; where none has been seen, U stays as it was."""
+    if solver.damping_kind == "per-tensor":
+        new = minimizer(in_own_units(memory), solver.damping)
+        seen = [estimate.trace > 0 for estimate in memory.estimates]
+        return Preconditioner(
+            tuple(
+                block if known else old
+                for block, old, known in zip(new.blocks, before.blocks, seen, strict=True)
+            )
+        )
     mu = solver.damping if solver.damping_kind == "absolute" else relative_damping(memory, solver.damping)
-    U = state.U if mu == 0 else minimizer(memory, mu)  # no curvature seen at all: nothing learned
-    return replace(state, U=U, curvature=memory, last_refit=state.steps)
+    return before if mu == 0 else minimizer(memory, mu)
 
 
 def step_rule(
@@ -224,7 +243,9 @@ def step_rule(
     """Set the length of S = U v.
 
     "rms": S sqrt(d)/|S|; "rms-per-tensor": the same array by array; "graft": S |v|/|S|; "none": S.
-    Zero stays zero.
+    Zero stays zero. Array by array, with s the root mean square of the largest, the step is
+    S/sqrt(mean(S^2) + eps s^2): what rounding alone keeps from zero (the bias before a batch normalization) stays
+    small.
 
     Args:
         rule: one of the four.
@@ -247,8 +268,12 @@ def step_rule(
         return _with_length(S, float(np.linalg.norm(v)))
     if rule == "rms":
         return _with_length(S, math.sqrt(S.size))
-    stops = np.cumsum([entries(shape) for shape in shapes])
-    return np.concatenate([_with_length(part, math.sqrt(part.size)) for part in np.split(S, stops[:-1])])
+    parts = np.split(S, np.cumsum([entries(shape) for shape in shapes])[:-1])
+    squares = [float(np.mean(part**2)) for part in parts]
+    floor = np.finfo(np.float64).eps * max(squares)
+    if floor == 0:
+        return S
+    return np.concatenate([part / math.sqrt(s + floor) for part, s in zip(parts, squares, strict=True)])
 
 
 def _with_length(S: Float[np.ndarray, " d"], length: float) -> Float[np.ndarray, " d"]:
@@ -311,7 +336,7 @@ def training_step(
         base: the base optimizer; none given means Nesterov momentum 0.9 without decay.
         rho: radius of the perturbation, in weights; 0 is LLQR alone.
         learn: state -> the state with U learned anew at its weights, called when a refit is due: ``refit`` with probes
-            and curvature; None never refits.
+            and curvature; None refits by the step's own gradient with probe_vector="step", and never otherwise.
 
     Returns:
         The state after the step.
@@ -321,9 +346,12 @@ def training_step(
 
     Source: LLQR, arXiv 2605.04230; LLQR+SAM, arXiv 2605.16134; the book, chapter 21.
     """
-    if learn is not None and refit_due(config, state):
+    due = refit_due(config, state)
+    if due and learn is not None:
         state = learn(state)
-    g = gradient(state.w)
+    g: ArrayLike = gradient(state.w)
+    if due and learn is None and config.probe_vector == "step":
+        state = refit(config, state, check_vector("gradient", g, state.w.size))
     if rho:
         g = gradient(state.w + perturbation(state.U, g, rho))
     return update(config, state, g, eta, base)

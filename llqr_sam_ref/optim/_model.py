@@ -6,7 +6,7 @@ import copy
 import pickle
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -32,6 +32,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
+def full_precision(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Inside, autocast is off on these devices: a training step may be called within it.
+
+    Args:
+        devices: where is computed.
+
+    Yields:
+        Nothing.
+    """
+    with ExitStack() as off:
+        for kind in {device.type for device in devices}:
+            off.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in evaluation mode and autocast is off; at the end all is as it was, bit for bit.
 
@@ -50,9 +66,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     before = _Trace(model)
     try:
-        with ExitStack() as off:
-            for kind in {device.type for device in before.devices}:
-                off.enter_context(torch.autocast(kind, enabled=False))
+        with full_precision(before.devices):
             _evaluate(model)
             yield
     finally:
@@ -165,7 +179,7 @@ def _is_plain(value: object) -> bool:
 class CopiedLoss:
     """A loss on its way into a copy or a pickle, which says by name what cannot be pickled."""
 
-    def __init__(self, loss_fn: LossFn) -> None:
+    def __init__(self, loss_fn: LossFn | None) -> None:
         self.loss_fn = loss_fn
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CopiedLoss:

@@ -48,6 +48,7 @@ class Progress:
         in_closure: whether a closure is being evaluated for a step.
         perturbed_before: whether there was ever a perturbation.
         radius: length of the last perturbation.
+        loss_scale: by which a GradScaler has multiplied the gradients that are there, while a SAM reads them.
         nonfinite: perturbations skipped because the ascent vector was not finite.
         cache: what a subclass derives from the rest and may forget at any time.
     """
@@ -56,6 +57,7 @@ class Progress:
     in_closure: bool = False
     perturbed_before: bool = False
     radius: Tensor | float = 0.0
+    loss_scale: Tensor | float = 1.0
     nonfinite: Tensor | int = 0
     cache: dict[Any, Any] = field(default_factory=dict)
 

@@ -1,19 +1,17 @@
 """LLQR: learn an inverse preconditioner U of the layerwise LQR problem, and step by it.
 
-    opt = LLQR(torch.optim.SGD(model.parameters(), lr=0.004, momentum=0.9, nesterov=True), model, loss_fn)
+    opt = LLQR(torch.optim.SGD(model.parameters(), lr=0.004, momentum=0.9, nesterov=True), model)
     for x, y in loader:
-        if opt.refit_due:
-            opt.refit(x_probe, y_probe)           # or LLQR(..., probe=callable): then step() does it
         opt.zero_grad(); loss_fn(model(x), y).backward()
         opt.step(); scheduler.step()              # let the learning rate decay to 0
 
-``SAM(LLQR(...))`` perturbs by rho U g/|U g|.
+U learns from the gradients that the steps make. ``SAM(LLQR(...))`` perturbs by rho U g/|U g|.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -23,12 +21,12 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
-from llqr_sam_ref.optim._model import CopiedLoss, undisturbed, unwrapped
+from llqr_sam_ref.optim._model import CopiedLoss, full_precision, undisturbed, unwrapped
 from llqr_sam_ref.optim._wrapper import OptimizerWrapper
 from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.curvature.linearization import Linearization
 from llqr_sam_ref.optim.distributed.ranks import Ranks
-from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors, match_sharding, widen
+from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors, match_sharding, on, widen
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
 from llqr_sam_ref.optim.metric import Preconditioned
 from llqr_sam_ref.optim.preconditioner.blocks import Block, check_learnable, make_blocks
@@ -45,33 +43,43 @@ Probe = Callable[[], tuple[Any, Any]]
 class LLQR(OptimizerWrapper):
     """Layerwise LQR preconditioning around a base optimizer.
 
-        if a refit is due:       U <- refit at w               ClosedForm, or InnerLoop and its average
+        if a refit is due:       U <- refit at w, or by g      ClosedForm, or InnerLoop and its average
         with SAM around it:      g <- gradient at w + rho U g/|U g|
         acts_on "update":        M <- base(g),  S <- rule(U M, M),  w <- w - eta (S + wd w)
         acts_on "gradient":      S <- rule(U g, g),                 w <- w - eta base(S + wd w)
 
     with base(v) the base's update from the gradient v, eta its ``lr`` and wd its ``weight_decay``. U is learned
-    from second-order information on a probe batch at every refit, and multiplies the base's update or its gradient.
-    Until the first refit U = I. Without ``probe`` the training loop refits when ``refit_due`` says so; an overdue
-    refit only waits.
+    from second-order information at every refit, and multiplies the base's update or its gradient. Until the first
+    refit U = I.
+
+    By default (``probe_vector="step"``) U learns from the gradient that is there: in ``step()``, under SAM from the
+    first pass's at the entry of ``perturbed()``, divided by the loss scale. There is no refit to call and no probe
+    batch; ``loss_fn`` is not needed. Accumulated, clipped and, under DDP, averaged gradients are taken as they are;
+    where this process cannot see that they have been averaged (``no_sync()``, or a model that is not passed in its
+    DDP wrapper) they are averaged for U. A gradient that is not finite teaches nothing.
+
+    With probe batches, ``probe`` or the training loop provides them: the loop refits when ``refit_due`` says so; an
+    overdue refit only waits. A ``probe`` and calls of ``refit`` work with probe_vector="step" too, and then teach U by
+    the gradient of the loss on that batch.
 
     Groups may set ``structure`` ("identity" learns nothing for their parameters, which then get a root mean square
     of their own, and is required for parameters that the model does not own); ``lr`` and ``weight_decay`` are the
     base's. With acts_on="update" the base is asked for its update with lr 1 and no decay, so decay is decoupled
     from U and from the step rule, w <- w - lr (S + wd w), and hooks on the base see weights of zero.
 
-    Cost beyond the base, by default: one copy of the weights in ``step()``, two products with each basis, and a
-    refit of about one gradient every ``every`` steps; memory 2 (m^2 + n^2 + m n) for a weight of m by n, 2 m n with
-    structure="diagonal". The inner loop remembers no curvature: half of that.
+    Cost beyond the base, by default: one copy of the weights in ``step()``; on each side with a basis three products
+    with it and one Gram matrix, and a QR factorization every ``basis_every`` steps; memory 2 (m^2 + n^2 + m n) for a
+    weight of m by n, 2 m n with structure="diagonal". Probe batches cost about a gradient per refit. The inner loop
+    remembers no curvature: half of that.
 
-    Under DDP every rank passes its share of the probe batch: ``probes`` micro-batches partition the whole, and U
+    Under DDP every rank passes its share of a probe batch: ``probes`` micro-batches partition the whole, and U
     comes out bitwise the same everywhere. Under FSDP2 use structure="diagonal".
 
     Args:
         base: takes the step: any first-order torch optimizer; with acts_on="update" one whose update does not depend
             on the weights.
         model: the module that is trained, as it is or wrapped (DDP, torch.compile).
-        loss_fn: called as loss_fn(model(inputs), targets).
+        loss_fn: called as loss_fn(model(inputs), targets); None if U learns from the steps' own gradients.
         config: what LLQR does; None is the default ``LLQRConfig()``.
         probe: returns a probe batch (inputs, targets); then due refits happen by themselves, at the first of
             ``perturbed()`` and ``step()``. What random numbers it draws is its own business. Copies leave it behind.
@@ -87,13 +95,13 @@ class LLQR(OptimizerWrapper):
     """
 
     PREFIX = "llqr_"
-    TRANSIENT = ("probe", "process_group")
+    TRANSIENT = ("probe", "process_group", "_ddp")
 
     def __init__(
         self,
         base: Optimizer,
         model: nn.Module,
-        loss_fn: LossFn,
+        loss_fn: LossFn | None = None,
         config: LLQRConfig | None = None,
         *,
         probe: Probe | None = None,
@@ -108,7 +116,10 @@ class LLQR(OptimizerWrapper):
         if isinstance(base, OptimizerWrapper):
             name = type(base).__name__
             raise ValueError(f"base is a {name}; put LLQR inside: {name}(LLQR(optimizer, model, loss_fn)).")
-        if not callable(loss_fn):
+        self._config = LLQRConfig() if config is None else _checked_config(config)
+        if loss_fn is None and (probe is not None or self._config.probe_vector != "step"):
+            raise ValueError("loss_fn=None, but probe batches need it; pass loss_fn(outputs, targets).")
+        if loss_fn is not None and not callable(loss_fn):
             raise ValueError(f"loss_fn={loss_fn!r} cannot be called; pass loss_fn(outputs, targets).")
         if probe is not None and not callable(probe):
             raise ValueError(
@@ -119,16 +130,16 @@ class LLQR(OptimizerWrapper):
                 "model has lazy layers without weights yet; call it on a batch before building LLQR."
             )
         self.model = unwrapped(model)
+        self._ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
         self.loss_fn = loss_fn
         self.probe = probe
         self.process_group = process_group
         self.states = dict(states or {})
-        self._config = LLQRConfig() if config is None else _checked_config(config)
         self.likelihood = likelihood
         if self.states and self._config.closed:
             raise ValueError("states needs solver=InnerLoop(...); the closed form sees gradients only.")
         if likelihood is None and self._needs_likelihood:
-            self.likelihood = infer_likelihood(loss_fn)
+            self.likelihood = infer_likelihood(self._loss_fn)
         if self._config.acts_on == "update" and isinstance(base, Optimizer):
             check_update(base)
         self._expected: dict[Tensor, dict[str, tuple[int, ...]]] = {}
@@ -159,12 +170,24 @@ class LLQR(OptimizerWrapper):
         before, self._config = self._config, config
         try:
             if self.likelihood is None and self._needs_likelihood:
-                self.likelihood = infer_likelihood(self.loss_fn)
+                self.likelihood = infer_likelihood(self._loss_fn)
             if config.acts_on == "update" != before.acts_on:
                 check_update(self.base)
         except ValueError:
             self._config = before
             raise
+
+    @property
+    def _loss_fn(self) -> LossFn:
+        """The loss, where a probe batch is to be evaluated."""
+        if self.loss_fn is None:
+            raise ValueError("loss_fn=None, but probe batches need it; pass LLQR(base, model, loss_fn).")
+        return self.loss_fn
+
+    @property
+    def _free(self) -> bool:
+        """Whether U learns from the gradients that steps make."""
+        return self._config.probe_vector == "step" and self.probe is None
 
     @property
     def _needs_likelihood(self) -> bool:
@@ -208,8 +231,13 @@ class LLQR(OptimizerWrapper):
         """Whether no refit has happened yet in the current period of ``every`` steps, or layers wait for their first.
 
         True before steps 0, every, 2 every, ... and as long as the refit is overdue; True also when layers were thawed
-        or added since the last one. False while all learning rates are 0, when nothing is learned and nothing counted.
+        or added since the last one. False while all learning rates are 0, when nothing is learned and nothing counted,
+        and where U learns from the steps' own gradients.
         """
+        return not self._free and self._overdue
+
+    @property
+    def _overdue(self) -> bool:
         group = self.param_groups[0]
         every = self._config.every
         overdue = int(group["llqr_steps"]) // every > int(group["llqr_last_refit"]) // every
@@ -219,8 +247,8 @@ class LLQR(OptimizerWrapper):
     def refit(self, inputs: Any, targets: Any = None, *, uniforms: Tensor | None = None) -> None:
         """Learn U anew at the present weights.
 
-        The model is evaluated in evaluation mode, outside of autocast; its flags, buffers and gradients and the
-        global random stream stay as they are.
+        The model is evaluated in evaluation mode, outside of autocast unless its forward enters that by itself; its
+        flags, buffers and gradients and the global random stream stay as they are.
 
         Args:
             inputs: the probe batch, this rank's share of it: a tensor, a tuple of positional or a dict of keyword
@@ -245,7 +273,6 @@ class LLQR(OptimizerWrapper):
             del self.progress.cache[
                 "preconditioner"
             ]  # the same weights under other names: parametrized, moved, gone
-        learned = self._preconditioner()
         number = int(self.param_groups[0]["llqr_refits"])
 
         def drawn(shape: tuple[int, ...]) -> Tensor:
@@ -255,25 +282,32 @@ class LLQR(OptimizerWrapper):
                 raise ValueError(f"uniforms has shape {tuple(uniforms.shape)}; this batch needs {shape}.")
             return uniforms
 
+        free = config.probe_vector == "step"  # then U is in units of the squares of a mean gradient
         with self._evaluated(inputs, targets, ranks, config.probes) as batch:
-            V = batch.gradients(config.probe_vector, drawn)
-            learn(
-                [stack for stack in learned.stacks if stack.trainable],
-                V,
-                batch.total,
-                self._curvature(batch),
-                config,
-                Ranks() if batch.sharded else ranks,
-                self.own,
-            )
+            V = batch.gradients("gradient" if free else config.probe_vector, drawn)
+            if free and not batch.sharded:
+                V = dict(zip(V, ranks.mean(list(V.values())), strict=True))
+            others = Ranks() if batch.sharded or free else ranks
+            self._learn(V, 1.0 if free else batch.total, self._curvature(batch), others)
+
+    def _learn(
+        self,
+        V: Vector,
+        terms: float,
+        curvature: AbstractContextManager[Callable[[Vector], Vector]] | None,
+        ranks: Ranks,
+    ) -> None:
+        stacks = [stack for stack in self._preconditioner().stacks if stack.trainable]
+        with full_precision(stack.device for stack in stacks):
+            learn(stacks, V, terms, curvature, self._config, ranks, self.own)
         for group in self.param_groups:
-            group["llqr_refits"] = number + 1
+            group["llqr_refits"] = int(group["llqr_refits"]) + 1
             group["llqr_last_refit"] = int(group["llqr_steps"])
 
     @contextmanager
     def _evaluated(self, inputs: Any, targets: Any, ranks: Ranks, probes: int) -> Iterator[ProbeBatch]:
         sharded = any(is_sharded(p) for p in self.model.parameters())
-        loss, likelihood = self.loss_fn, self.likelihood
+        loss, likelihood = self._loss_fn, self.likelihood
         known = self.progress.cache.get("findings")
         if known is None or known[0] is not likelihood or known[1] is not loss:
             known = self.progress.cache["findings"] = likelihood, loss, Findings()
@@ -345,6 +379,24 @@ class LLQR(OptimizerWrapper):
             g = dict(zip((learned.names[p] for p in present), self._gradients(present), strict=True))
             return report_blocks(learned, g)
 
+    def _learn_from_step(self) -> None:
+        """Refit by the gradients that are there, if that is due and is how U learns."""
+        if not self._free or not self._overdue:
+            return
+        with torch.no_grad():
+            learned = self._preconditioner()
+            present = [p for p in learned.names if p.grad is not None]
+            if not present:
+                return
+            g = self._gradients(present)
+            scale = self.progress.loss_scale
+            if isinstance(scale, Tensor) or scale != 1.0:
+                g = [x / on(scale, x) for x in g]
+            if not any(map(is_sharded, present)) and not (self._ddp and self._ddp.require_forward_param_sync):
+                g = Ranks.of(self.process_group).mean(g)
+            V = {learned.names[p]: x.unsqueeze(0) for p, x in zip(present, g, strict=True)}
+            self._learn(V, 1.0, None, Ranks())
+
     def _refit_if_due(self) -> None:
         if self.probe is None or not self.refit_due:
             return
@@ -365,6 +417,7 @@ class LLQR(OptimizerWrapper):
             The metric that a SAM around this optimizer perturbs by.
         """
         self._refit_if_due()
+        self._learn_from_step()
         return Preconditioned(self._preconditioner().apply)
 
     def preconditioned_gradients(self) -> list[Tensor | None]:
@@ -409,6 +462,7 @@ class LLQR(OptimizerWrapper):
         counts = bool(parameters) and not self.idle
         if counts:
             self._refit_if_due()
+            self._learn_from_step()
         elif not parameters:
             self._blocks()  # no gradient will ever come where the model has lost them all: this says so
         with torch.no_grad():

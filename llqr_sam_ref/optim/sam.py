@@ -171,13 +171,19 @@ class SAM(OptimizerWrapper):
         loss_scale = loss_scale_of(scaler, self)
         parameters: list[Tensor] = []
         epsilon: Perturbation | None = None
+        stack = [layer for layer in layers(self) if isinstance(layer, OptimizerWrapper)]
         if self.perturbation_due and any(p.grad is not None for p in self._parameters()):
-            parameters, epsilon = self._perturbation(loss_scale)
+            for layer in stack:
+                layer.progress.loss_scale = loss_scale
+            try:
+                parameters, epsilon = self._perturbation(loss_scale)
+            finally:
+                for layer in stack:
+                    layer.progress.loss_scale = 1.0
         weights = local_tensors(parameters)
         foreach = self._foreach(weights)
         saved = self._buffers(parameters, weights)
         _copy(saved, weights, foreach)
-        stack = [layer for layer in layers(self) if isinstance(layer, OptimizerWrapper)]
         try:
             for layer in stack:
                 layer.progress.inside = True

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,47 +37,49 @@ def apply_rule(
     S. Zero stays zero. Parameters whose U is the identity by request have other units: their root mean square is
     their own.
 
+    Tensor by tensor, with s the root mean square of the largest, the step is S/sqrt(mean(S^2) + eps s^2): what rounding
+    alone keeps from zero (the bias before a batch normalization) stays small.
+
     Args:
         rule: which.
-        S: preconditioned vector, local tensors of at least float32.
+        S: preconditioned vector, local tensors of at least float32; overwritten where it is not v itself.
         v: what U was applied to.
         parameters: what they belong to.
         learned: whether U is learned on each of them.
 
     Returns:
-        The step, before the learning rate: new tensors.
+        The step, before the learning rate.
 
     Source: the book, chapter 21; grafting: Agarwal et al. 2020 (arXiv 2002.11803).
     """
     if rule == "none" or not S:
         return S
-    squares = inner_products(S, S, parameters)
-    wanted = inner_products(v, v, parameters) if rule == "graft" else None
-    steps = list(S)
-    for together in _together(rule, learned):
-        present = squares[together].sum()
-        if wanted is None:
-            wish = torch.full_like(present, sum(parameters[i].numel() for i in together))
-        else:
-            wish = wanted[together].sum()
-        factor = torch.where(present > 0, (wish / present).sqrt(), 0.0)
-        alike: dict[object, list[int]] = {}
-        for i in together:
-            alike.setdefault((S[i].device, S[i].dtype), []).append(i)
-        for indices in alike.values():
-            part = [S[i] for i in indices]
-            scaled = torch._foreach_mul(part, factor.to(part[0].device, part[0].dtype))
-            for i, step in zip(indices, scaled, strict=True):
-                steps[i] = step
+    present = inner_products(S, S, parameters)
+    if rule == "graft":
+        wish = inner_products(v, v, parameters)
+    else:
+        entries = [float(p.numel()) for p in parameters]
+        wish = torch.tensor(entries, dtype=present.dtype, device="cpu").to(present.device)
+    if rule == "rms-per-tensor":
+        present = present + torch.finfo(S[0].dtype).eps * wish * (present / wish.clamp(min=1)).max()
+    else:
+        present, wish = (_shared(squares, learned) for squares in (present, wish))
+    factors = torch.where(present > 0, (wish / present).sqrt(), 0.0)
+    steps = [s.clone() if s is x else s for s, x in zip(S, v, strict=True)]
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(S):
+        alike.setdefault((tensor.device, tensor.dtype), []).append(i)
+    for (device, dtype), indices in alike.items():
+        own = factors[indices] if len(indices) < len(S) else factors
+        torch._foreach_mul_([steps[i] for i in indices], list(own.to(device, dtype).unbind()))
     return steps
 
 
-def _together(rule: str, learned: Sequence[bool]) -> list[list[int]]:
-    """Which parameters share a norm."""
-    if rule == "rms-per-tensor":
-        return [[i] for i in range(len(learned))]
-    parts = [[i for i, known in enumerate(learned) if known is kind] for kind in (True, False)]
-    return [part for part in parts if part]
+def _shared(squares: Float[Tensor, " n"], learned: Sequence[bool]) -> Float[Tensor, " n"]:
+    """For every parameter the sum over all whose U is learned as its own is, or is not."""
+    known = torch.tensor(learned, device=squares.device)
+    mine, others = (torch.where(part, squares, 0.0).sum() for part in (known, ~known))
+    return torch.where(known, mine, others)
 
 
 @contextmanager
@@ -154,7 +157,10 @@ def move(weights: Sequence[Tensor], moves: Sequence[Tensor], lr: float | Tensor,
         lr = lr.to(wide[0].device)
     if decay:
         torch._foreach_mul_(wide, 1.0 - lr * decay)
-    torch._foreach_add_(wide, torch._foreach_mul(list(moves), lr))
+    if isinstance(lr, Tensor):
+        torch._foreach_add_(wide, torch._foreach_mul(list(moves), lr))
+    else:
+        torch._foreach_add_(wide, list(moves), alpha=lr)
     torch._foreach_copy_(list(weights), wide)
 
 

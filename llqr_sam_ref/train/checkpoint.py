@@ -20,7 +20,7 @@ import torch
 
 from llqr_sam_ref.errors import RunError
 
-FORMAT, VERSION = "llqr_sam_ref run", 1
+FORMAT, VERSION = "llqr_sam_ref run", 2
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 KEYS = ("config", "step", "model", "optimizer", "scaler", "meters", "history", "seconds")
 

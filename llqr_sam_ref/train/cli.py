@@ -86,7 +86,7 @@ def _train(given: list[str]) -> int:
         saved = checkpoint.load(Path(early.out), lambda text: print(text, file=sys.stderr))
         if saved is None:
             raise UserError(f"--resume but {early.out} has no checkpoint; pass the folder of a run.")
-        default = as_now(saved["config"], early.out)
+        default = as_now(saved["config"], early.out, saved.get("version", 1))
     elif {"-h", "--help"} & set(given):
         default = TrainConfig()
     else:

@@ -26,7 +26,11 @@ def grouped(records: Mapping[str, Record]) -> dict[str, list[Record]]:
     """
     groups: dict[str, list[Record]] = {}
     for record in records.values():
-        key = json.dumps({k: v for k, v in record["config"].items() if k not in IRRELEVANT}, sort_keys=True)
+        key = json.dumps(
+            {k: v for k, v in record["config"].items() if k not in IRRELEVANT}
+            | {"version": record.get("version", 1)},
+            sort_keys=True,
+        )
         groups.setdefault(key, []).append(record)
     settings = [json.loads(key) for key in groups]
     varied = (

@@ -33,7 +33,7 @@ def evaluate(run: str | Path, data_path: str | None = None, device: str = "auto"
     saved = checkpoint.load(Path(run), print)
     if saved is None:
         raise UserError(f"{run} has no checkpoint; pass the folder of a run.")
-    config = as_now(saved["config"], run)
+    config = as_now(saved["config"], run, saved.get("version", 1))
     if data_path is not None:
         config = config.replace(data_path=data_path)
     machine = dataclasses.replace(config.machine, parallel="ddp", compile=False)

@@ -99,7 +99,7 @@ class Trainer:
         self.forward = torch.compile(self.parallel) if machine.compile else self.parallel
         self.loss_fn = data.loss(config.data.label_smoothing)
         self.optimizer = build_optimizer(
-            config.optimizer, self.model, self.loss_fn, self.probe, data.likelihood()
+            config.optimizer, self.model, self.loss_fn, self.probe, data.likelihood(), self.parallel
         )
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=machine.precision == "fp16")
         self.wide = torch.float32 if ranks.device.type == "mps" else torch.float64

@@ -102,6 +102,7 @@ class Method:
         matrix_rule: ``rule`` of the groups of its matrices, for a base that has one.
         base: what takes the step unless another base is asked for; None for the preset's.
         preconditioner: from settings to what LLQR is told; None for methods without.
+        probes: whether it draws probe batches.
         sam: the SAM around all that; None for methods that do not perturb.
         metric: of the SAM; None for the geometry of what is inside.
         kin: methods whose settings in a preset it takes before its own.
@@ -114,6 +115,7 @@ class Method:
     matrix_rule: str | None = None
     base: str | None = None
     preconditioner: Callable[..., LLQRConfig] | None = None
+    probes: bool = False
     sam: Made | None = None
     metric: Made | None = None
     kin: tuple[str, ...] = ()
@@ -137,7 +139,8 @@ class Method:
             *("optimizer", "lr", "weight_decay", "decay", "clip_norm"),
             *(setting for part in made for setting in part.arguments.values()),
             *(("own_perturbation",) if self.perturbs else ()),
-            *(("llqr", "probe_size") if self.preconditioner is not None else ()),
+            *(("llqr",) if self.preconditioner is not None else ()),
+            *(("probe_size",) if self.probes else ()),
             *(() if self.is_base else ("base",)),
         })
 
@@ -197,21 +200,31 @@ METHODS: dict[str, Method] = {
     # U acts on the momentum of sgd, whatever a preset's base is: what Adam adds to it would be undone. A step has a
     # root mean square of lr and decays decoupled.
     "llqr": Method(
-        "the learned preconditioner over the base, in the form that the book defends",
+        "a preconditioner over the base, learned from the gradients of the steps",
         BLUE,
         base="sgd",
         preconditioner=LLQRConfig().replace,
         settings={"lr": 0.004, "momentum": 0.9, "nesterov": True, "weight_decay": 6.25e-3},
     ),
+    "llqr-sampled": Method(
+        "the same with U learned now and then, from probe batches with sampled labels",
+        BLUE.kin("LLQR, sampled", (6, 2, 1, 2), "d"),
+        base="sgd",
+        preconditioner=LLQRConfig.sampled,
+        probes=True,
+        kin=("llqr",),
+    ),
     "llqr-published": Method(
         "the same as the authors' code has it",
         BLUE.kin("LLQR, published", (12, 2), "h"),
         preconditioner=LLQRConfig.published,
+        probes=True,
     ),
     "llqr-reported": Method(
         "the same with the numbers that others report from the paper: 25 inner steps of 5e-3 every 500, E-KFAC",
         BLUE.kin("LLQR, reported", (4, 2), "p"),
         preconditioner=_REPORTED,
+        probes=True,
     ),
     "llqr-sam": Method(
         "SAM over llqr, with U^-1 as the metric",
@@ -221,10 +234,20 @@ METHODS: dict[str, Method] = {
         sam=_SAM,
         kin=("llqr", "sam"),
     ),
+    "llqr-sampled-sam": Method(
+        "SAM over llqr-sampled",
+        VIOLET.kin("LLQR+SAM, sampled", (6, 2, 1, 2), "d"),
+        base="sgd",
+        preconditioner=LLQRConfig.sampled,
+        probes=True,
+        sam=_SAM,
+        kin=("llqr", "sam"),
+    ),
     "llqr-published-sam": Method(
         "SAM over llqr-published",
         VIOLET.kin("LLQR+SAM, published", (12, 2), "h"),
         preconditioner=LLQRConfig.published,
+        probes=True,
         sam=_SAM,
         kin=("llqr-published", "sam"),
     ),
@@ -232,6 +255,7 @@ METHODS: dict[str, Method] = {
         "SAM over llqr-reported",
         VIOLET.kin("LLQR+SAM, reported", (4, 2), "p"),
         preconditioner=_REPORTED,
+        probes=True,
         sam=_SAM,
         kin=("llqr-reported", "sam"),
     ),

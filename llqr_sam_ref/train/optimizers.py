@@ -22,6 +22,7 @@ def build_optimizer(
     loss_fn: nn.Module,
     probe: Callable[[], tuple[Any, Any]],
     likelihood: Likelihood | None = None,
+    parallel: nn.Module | None = None,
 ) -> Optimizer:
     """The optimizer of a run.
 
@@ -31,6 +32,7 @@ def build_optimizer(
         loss_fn: for LLQR's probes.
         probe: returns a probe batch, this worker's share.
         likelihood: of the labels, where the loss does not say.
+        parallel: the module in its wrapper, where several processes train it.
 
     Returns:
         The base, or LLQR around it, or SAM around either.
@@ -43,7 +45,15 @@ def build_optimizer(
         optimizer = _base(config, model)
         settings = llqr_config(config)
         if settings is not None:
-            optimizer = LLQR(optimizer, model, loss_fn, settings, probe=probe, likelihood=likelihood)
+            free = settings.probe_vector == "step"  # then no batch is to be fetched
+            optimizer = LLQR(
+                optimizer,
+                parallel or model,
+                loss_fn,
+                settings,
+                probe=None if free else probe,
+                likelihood=likelihood,
+            )
         if method.sam is not None:
             metric = None if method.metric is None else method.metric.make(config)
             optimizer = method.sam.make(config, optimizer, metric=metric)

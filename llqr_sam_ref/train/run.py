@@ -227,6 +227,7 @@ class _Session:
         tested = [row for row in self.history if row["test_accuracy"] is not None]
         return {
             "command": provenance.command(arguments),
+            "version": checkpoint.VERSION,
             "config": record.described(self.config),
             "seed": self.config.schedule.seed,
             **provenance.environment(self.ranks.device, self.ranks.world_size),
@@ -276,7 +277,7 @@ def _standing(
     """
     saved = checkpoint.load(folder, _warn)
     if saved is not None:
-        before = as_now(saved["config"], folder / checkpoint.NAME)
+        before = as_now(saved["config"], folder / checkpoint.NAME, saved.get("version", 1))
         _check_same(config.flat(), before.flat(), folder)
     elif resume:
         raise UserError(
@@ -285,7 +286,7 @@ def _standing(
     if not (folder / record.NAME).exists():
         return saved, None
     known = record.read(folder)
-    before = as_now(known["config"], folder / record.NAME)
+    before = as_now(known["config"], folder / record.NAME, known.get("version", 1))
     _check_same(record.rounded(config.flat()), record.rounded(before.flat()), folder)
     last = known["metrics"][-1]["step"]
     # The record is written before the last checkpoint: without that one the last steps are taken again.

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from llqr_sam_ref import LLQR, SAM, ClosedForm, LLQRConfig
+from llqr_sam_ref import LLQR, SAM, LLQRConfig
 from tests.clients import loops
 from tests.clients.recipes import accelerate_loop
 
@@ -31,7 +31,7 @@ def accelerator(**settings: Any) -> Accelerator:
     return Accelerator(cpu=True, **settings)
 
 
-OFTEN = LLQRConfig(every=3, solver=ClosedForm(basis_every=2))
+OFTEN = LLQRConfig.sampled(every=3, basis_every=2)
 
 
 class Run(NamedTuple):

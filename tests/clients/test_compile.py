@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from torch.nn.functional import cross_entropy
 
 from llqr_sam_ref import LLQR, SAM
 from tests.clients import loops
@@ -30,7 +29,7 @@ def _anew() -> Iterator[None]:
 def plain(parts: list[loops.Batch]) -> dict[str, Any]:
     net = loops.network()
     base = torch.optim.SGD(net.parameters(), lr=torch.tensor(0.01), momentum=0.9)
-    opt = SAM(LLQR(base, net, cross_entropy))
+    opt = SAM(LLQR(base, net))
     decay = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, len(parts))
     return loops.plain_loop(net, opt, loops.grouped(parts, 1), scheduler=decay)
 
@@ -39,21 +38,27 @@ def test_the_recipe_is_the_plain_loop_bit_for_bit() -> None:
     net = loops.network()
     opt = compiled.train(net, PARTS, backend="aot_eager")
     assert loops.same(loops.state(net), plain(PARTS))
-    assert opt.param_groups[0]["llqr_refits"] == 2  # before steps 0 and 10
+    assert opt.param_groups[0]["llqr_refits"] == len(PARTS)
 
 
 @needs_a_compiler
 def test_inductor_rounds_otherwise_and_that_is_all() -> None:
     net = loops.network()
     compiled.train(net, PARTS)
-    assert loops.gap(loops.state(net), plain(PARTS)) < 1e-10
+    found, expected = loops.state(net), plain(PARTS)
+    # The bias before the batch normalization has no gradient but rounding's, some eps of the largest,
+    # and moves by lr times as many sqrt(eps) per step.
+    noise = loops.gap({"": found.pop("0.bias")}, {"": expected.pop("0.bias")})
+    mean = loops.gap({"": found.pop("1.running_mean")}, {"": expected.pop("1.running_mean")})
+    assert max(noise, mean) < 12 * 0.01 * 8 * 2**-26
+    assert loops.gap(found, expected) < 1e-10
 
 
 def test_both_passes_run_the_same_graph() -> None:
     """The weights move in place, and nothing is set on the layers: nothing to compile anew, refits included."""
     net = loops.network()
     fast: Any = torch.compile(net, backend="aot_eager")
-    opt = SAM(LLQR(torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9), fast, cross_entropy))
+    opt = SAM(LLQR(torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9), fast))
     loops.plain_loop(fast, opt, loops.grouped(PARTS, 1))
     assert counters["stats"]["unique_graphs"] == 1
 

@@ -14,13 +14,13 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from llqr_sam_ref import LLQR, SAM, ClosedForm, LLQRConfig, frozen_batch_stats
+from llqr_sam_ref import LLQR, SAM, LLQRConfig, frozen_batch_stats
 from tests.clients import loops
 from tests.clients.recipes import lightning_automatic, lightning_manual
 
 RATE = 0.01
 PARTS = loops.batches(12)
-OFTEN = LLQRConfig(every=3, solver=ClosedForm(basis_every=2))
+OFTEN = LLQRConfig.sampled(every=3, basis_every=2)
 
 
 @pytest.fixture(autouse=True)
@@ -77,14 +77,14 @@ def test_automatic_optimization_is_sam(clip: float | None) -> None:
 
 
 def test_automatic_optimization_of_the_recipe_is_the_plain_loop() -> None:
-    """Refits, the schedule of each step, and momentum: bit for bit."""
+    """What U learns, the schedule of each step, and momentum: bit for bit."""
     model = lightning_automatic.Classifier(loops.network())
     found = fit(model)
     net = loops.network()
-    opt = SAM(LLQR(sgd(net), net, cross_entropy))
+    opt = SAM(LLQR(sgd(net), net))
     decay = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, len(PARTS))
     assert loops.same(found, loops.plain_loop(net, opt, loops.grouped(PARTS, 1), scheduler=decay))
-    assert model.trainer.optimizers[0].param_groups[0]["llqr_refits"] == 2  # before steps 0 and 10
+    assert model.trainer.optimizers[0].param_groups[0]["llqr_refits"] == len(PARTS)
 
 
 def test_automatic_optimization_refuses_to_accumulate() -> None:
@@ -148,9 +148,7 @@ def test_clipping_by_value_in_automatic_optimization_turns_the_perturbation() ->
 def test_manual_optimization_of_the_recipe_is_the_plain_loop() -> None:
     found = fit(lightning_manual.Classifier(loops.network(), accumulate=2))
     net = loops.network()
-    expected = loops.plain_loop(
-        net, SAM(LLQR(sgd(net), net, cross_entropy)), loops.grouped(PARTS, 2), clip=1.0
-    )
+    expected = loops.plain_loop(net, SAM(LLQR(sgd(net), net)), loops.grouped(PARTS, 2), clip=1.0)
     assert loops.same(found, expected)
 
 
@@ -192,7 +190,7 @@ def test_bfloat16() -> None:
     parts = loops.batches(12, dtype=torch.float32)
     found = fit(lightning_automatic.Classifier(loops.network(torch.float32)), parts, precision="bf16-mixed")
     net = loops.network(torch.float32)
-    opt = SAM(LLQR(sgd(net), net, cross_entropy))
+    opt = SAM(LLQR(sgd(net), net))
     decay = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, len(parts))
     steps = loops.grouped(parts, 1)
     assert loops.same(found, loops.plain_loop(net, opt, steps, autocast=torch.bfloat16, scheduler=decay))
@@ -203,7 +201,7 @@ def test_bfloat16_in_manual_optimization() -> None:
     parts = loops.batches(12, dtype=torch.float32)
     found = fit(lightning_manual.Classifier(loops.network(torch.float32), 2), parts, precision="bf16-mixed")
     net = loops.network(torch.float32)
-    opt = SAM(LLQR(sgd(net), net, cross_entropy))
+    opt = SAM(LLQR(sgd(net), net))
     steps = loops.grouped(parts, 2)
     assert loops.same(found, loops.plain_loop(net, opt, steps, clip=1.0, autocast=torch.bfloat16))
 
@@ -218,7 +216,7 @@ def test_float16_with_a_scaler() -> None:
     other = torch.amp.GradScaler("cpu", init_scale=2.0**24)
     expected = loops.plain_loop(
         net,
-        SAM(LLQR(sgd(net), net, cross_entropy)),
+        SAM(LLQR(sgd(net), net)),
         loops.grouped(parts, 2),
         clip=1.0,
         scaler=other,
@@ -240,6 +238,9 @@ class _Resumable:
 
 
 class _Automatic(lightning_automatic.Classifier, _Resumable):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.batch = batch
+
     def configure_optimizers(self) -> Any:
         return self.llqr_sam(lambda: self.batch)
 

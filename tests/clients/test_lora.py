@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from llqr_sam_ref import LLQR, SAM
+from llqr_sam_ref import LLQR, SAM, LLQRConfig
 from tests.clients import loops
 from tests.clients.recipes import lora
 
@@ -66,7 +66,7 @@ def test_the_recipe_trains_an_adapter_as_one_by_hand() -> None:
     model, opt = adapted()
     net = by_hand(model)
     ours = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=0.01, weight_decay=0.0)
-    other = SAM(LLQR(ours, net, cross_entropy))
+    other = SAM(LLQR(ours, net))
     before = frozen(model)
     loops.plain_loop(model, opt, STEPS)
     loops.plain_loop(net, other, STEPS)
@@ -74,7 +74,7 @@ def test_the_recipe_trains_an_adapter_as_one_by_hand() -> None:
     assert [tuple(p.shape) for p in found] == [(4, 4), (8, 4), (3, 8), (3,)]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert equal(frozen(model), before)
-    assert opt.param_groups[0]["llqr_refits"] == 2  # before steps 0 and 10
+    assert opt.param_groups[0]["llqr_refits"] == len(STEPS)
 
 
 def test_sam_over_adapters_is_sam_by_hand() -> None:
@@ -104,7 +104,8 @@ def test_a_refit_leaves_an_adapter_merged_or_unmerged_as_it_was(merged: bool) ->
     model, opt = adapted()
     loops.plain_loop(model, opt, STEPS[:3])
     x, y = PARTS[3]
-    llqr: Any = opt.base
+    base = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    llqr = LLQR(base, model, cross_entropy, LLQRConfig.sampled())
     if merged:
         model.merge_adapter()
     layer = model.base_model.model[0]
@@ -116,7 +117,7 @@ def test_a_refit_leaves_an_adapter_merged_or_unmerged_as_it_was(merged: bool) ->
 
 
 def test_merging_between_two_steps_changes_no_output_and_no_step() -> None:
-    """Merged for an evaluation, refits before and after it: the run goes on as one that never merged."""
+    """Merged for an evaluation between two steps: the run goes on as one that never merged."""
     model, opt = adapted()
     other, straight = adapted()
     loops.plain_loop(other, straight, STEPS)
@@ -127,7 +128,7 @@ def test_merging_between_two_steps_changes_no_output_and_no_step() -> None:
     torch.testing.assert_close(model(x).detach(), apart, rtol=0, atol=1e-12)
     model.unmerge_adapter()
     loops.plain_loop(model.train(), opt, STEPS[7:])
-    assert opt.param_groups[0]["llqr_refits"] == 2
+    assert opt.param_groups[0]["llqr_refits"] == len(STEPS)
     torch.testing.assert_close(trained(model), trained(other), rtol=0, atol=1e-10)
 
 
@@ -140,7 +141,7 @@ def test_adapters_that_were_saved_go_on_bit_for_bit(tmp_path: Path) -> None:
     loops.plain_loop(model, opt, STEPS[7:])
     resumed: Any = PeftModel.from_pretrained(loops.network(), str(tmp_path), is_trainable=True)
     base = torch.optim.AdamW((p for p in resumed.parameters() if p.requires_grad), lr=0.01, weight_decay=0.0)
-    other = SAM(LLQR(base, resumed, cross_entropy), rho=0.05)
+    other = SAM(LLQR(base, resumed), rho=0.05)
     saved, statistics = torch.load(tmp_path / "opt.pt", weights_only=True)
     other.load_state_dict(saved)
     resumed.base_model.model[1].load_state_dict(statistics)

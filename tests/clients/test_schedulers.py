@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 
 from llqr_sam_ref import LLQR, SAM, LLQRConfig
@@ -48,11 +47,11 @@ BASES: dict[str, Callable[[nn.Module], Optimizer]] = {
 }
 WRAPPERS: dict[str, Callable[[Optimizer, nn.Module], Optimizer]] = {
     "SAM": lambda base, net: SAM(base),
-    "LLQR": lambda base, net: LLQR(base, net, cross_entropy),
+    "LLQR": lambda base, net: LLQR(base, net),
     "LLQR on gradients": lambda base, net: LLQR(
-        base, net, cross_entropy, LLQRConfig(acts_on="gradient", step_rule="none")
+        base, net, config=LLQRConfig(acts_on="gradient", step_rule="none")
     ),
-    "LLQR+SAM": lambda base, net: SAM(LLQR(base, net, cross_entropy)),
+    "LLQR+SAM": lambda base, net: SAM(LLQR(base, net)),
 }
 schedulers = pytest.mark.parametrize("scheduler", SCHEDULERS)
 wrappers = pytest.mark.parametrize("wrapper", WRAPPERS)

@@ -11,7 +11,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from llqr_sam_ref import LLQR, SAM
+from llqr_sam_ref import LLQR, SAM, LLQRConfig
 from tests.clients import loops
 from tests.clients.recipes import timm_training
 
@@ -50,7 +50,9 @@ def test_a_step_of_sam(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_refit_leaves_the_model_alone_and_learns_every_block(name: str) -> None:
     net, (batch,) = model(name), images(name)
-    opt = LLQR(torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9), net, cross_entropy)
+    opt = LLQR(
+        torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9), net, cross_entropy, LLQRConfig.sampled()
+    )
     cross_entropy(net(batch[0]), batch[1]).backward()
     before, modes = loops.state(net), [module.training for module in net.modules()]
     random = torch.get_rng_state()
@@ -73,7 +75,7 @@ def test_the_recipe_is_the_plain_loop() -> None:
     net, plain, parts = model(name), model(name), images(name, 2)
     average = timm_training.train(net, parts, epochs)
     base = create_optimizer_v2(plain, opt="adamw", lr=0.01, weight_decay=0.05)
-    opt: Any = SAM(LLQR(base, plain, cross_entropy))
+    opt: Any = SAM(LLQR(base, plain))
     assert {group["weight_decay"] for group in opt.param_groups} == {0.0, 0.05}
     mean = loops.state(plain)
     for t, part in enumerate(epochs * parts):
@@ -83,7 +85,7 @@ def test_the_recipe_is_the_plain_loop() -> None:
         mean = {k: mean[k].lerp(now[k], 0.1) if now[k].is_floating_point() else now[k] for k in now}
     assert loops.gap(loops.state(net), loops.state(plain)) < 1e-12
     assert loops.gap(loops.state(average.module), mean) < 1e-12
-    assert opt.param_groups[0]["llqr_refits"] == 1
+    assert opt.param_groups[0]["llqr_refits"] == epochs * len(parts)
 
 
 def rate(t: int, steps: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from llqr_sam_ref import LLQR, SAM, ClosedForm, LLQRConfig
+from llqr_sam_ref import LLQR, SAM, LLQRConfig
+from llqr_sam_ref.optim.likelihood import Categorical
 from tests.clients import loops
-from tests.clients.recipes.hf_trainer import Logits, SAMTrainer
+from tests.clients.recipes.hf_trainer import SAMTrainer
 
 RATE = 0.01
-OFTEN = LLQRConfig(every=3, solver=ClosedForm(basis_every=2))
+OFTEN = LLQRConfig.sampled(every=3, basis_every=2)
+LABELS = Categorical(outputs=attrgetter("logits"))
 DATA = 48
 BATCH = 8
 
@@ -84,6 +87,11 @@ def their_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return loss
 
 
+def score(outputs: Any, labels: Tensor) -> Tensor:
+    """The loss of what the model returns without labels."""
+    return cross_entropy(outputs.logits, labels)
+
+
 def probe(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """Inputs and labels."""
     return {name: tensor for name, tensor in batch.items() if name != "labels"}, batch["labels"]
@@ -104,9 +112,9 @@ def test_the_trainer_is_sam(accumulate: int, tmp_path: Path) -> None:
 def test_the_trainer_with_a_learned_preconditioner_is_the_plain_loop(tmp_path: Path) -> None:
     """The model returns an object; labels are sampled from the logits that it holds."""
     model, other = bert(), bert()
-    opt = SAM(LLQR(sgd(model), Logits(model), cross_entropy, OFTEN))
+    opt = SAM(LLQR(sgd(model), model, score, OFTEN, likelihood=LABELS))
     found = train(model, opt, tmp_path, gradient_accumulation_steps=2)
-    plain = SAM(LLQR(sgd(other), Logits(other), cross_entropy, OFTEN))
+    plain = SAM(LLQR(sgd(other), other, score, OFTEN, likelihood=LABELS))
     steps = 2 * loops.grouped(batches(), 2)
     expected = loops.plain_loop(
         other,
@@ -127,8 +135,8 @@ def optimizer(kind: str, model: nn.Module) -> Any:
     if kind == "SAM":
         return SAM(base, ascent_ema=0.9)
     if kind == "LLQR":
-        return LLQR(base, Logits(model), cross_entropy, OFTEN, probe=lambda: probe(batches()[0]))
-    return SAM(LLQR(base, Logits(model), cross_entropy, OFTEN))
+        return LLQR(base, model, score, OFTEN, likelihood=LABELS, probe=lambda: probe(batches()[0]))
+    return SAM(LLQR(base, model, score, OFTEN, likelihood=LABELS))
 
 
 @pytest.mark.parametrize("kind", ["SAM", "LLQR", "LLQR+SAM"])

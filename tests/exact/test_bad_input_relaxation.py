@@ -49,10 +49,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: start(LLQRConfig.published(structure="ekfac", max_side=2), np.ones(8), LAYERS),
         "max_side=2 is exceeded by a side of 3.*max_side=None",
     ),
-    "blocks": (
-        lambda: start(LLQRConfig(max_side=2, wide="blocks"), np.ones(8), LAYERS),
-        "max_side=2 is exceeded by a side of 3.*nor blocks",
-    ),
+    "wide": (lambda: curvature_estimate.no_curvature([(2, 3)], "ekfac", 1, "rows"), "wide='rows'"),
     "negative damping": (lambda: relaxation.relaxed_objective(U, g, G, -1.0), r"mu=-1\.0.*\[0"),
     "negative steps": (lambda: relaxation.inner_loop(U, g, G, steps=-1), "steps=-1"),
     "negative inner rate": (lambda: relaxation.inner_loop(U, g, G, eta_U=-1e-3), "eta_U=-0.001"),
@@ -83,6 +80,8 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "travel": (lambda: clock.travel_budget(5, 1e-3, 5.0, 1.0), "beta=1.0"),
     "memory": (lambda: clock.memory(0, 0.5), "every=0"),
     "overhead": (lambda: clock.overhead(5, 10, product=-1), "product=-1"),
+    "averaging error": (lambda: clock.averaging_error(0.5, 1.0), "memory=0.5"),
+    "best memory": (lambda: clock.best_memory(1.0, walk=-1.0), "walk=-1"),
     "average gain": (lambda: curvature_estimate.average_gain(1.0, 3), "decay=1.0"),
     "closed form without damping": (
         lambda: curvature_estimate.minimizer(curvature_estimate.no_curvature([(2,)], "diagonal"), 0.0),

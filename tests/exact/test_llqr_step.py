@@ -88,8 +88,15 @@ def scaled(U: Preconditioner, factor: float) -> Preconditioner:
 
 
 def test_fifty_steps_of_the_default_against_a_second_writing_of_it() -> None:
-    """The defended pseudo-code, transcribed with running sums, bias corrections and a momentum average."""
-    config = LLQRConfig(every=3, probes=4)
+    """Sampled labels now and then, transcribed with running sums, bias corrections and a momentum average."""
+    config = LLQRConfig.sampled(
+        every=3,
+        probes=4,
+        curvature_memory=1 / (1 - 0.95 ** (1 / 3)),
+        basis_memory=1 / (1 - 0.8 ** (1 / 15)),
+        gram_every=15,
+        basis_every=15,
+    )
     rng = np.random.default_rng(4)
     w, M = W.copy(), np.zeros(SIZE)
     shapes = [shape for layer in LAYERS for shape in layer]
@@ -231,6 +238,15 @@ def test_the_learning_rate_is_the_rms_change_of_a_weight() -> None:
             assert np.allclose(parts, 0.003, rtol=1e-12) == (rule == "rms-per-tensor")
 
 
+def test_an_array_that_rounding_alone_keeps_from_zero_stays_small() -> None:
+    S, shapes = np.array([3.0, 4.0, 4e-16, 4e-6]), ((2,), (1,), (1,))
+    step = step_rule("rms-per-tensor", S, S, shapes)
+    s, eps = 5 / np.sqrt(2), np.finfo(np.float64).eps
+    np.testing.assert_allclose(step[:2], S[:2] / s, rtol=1e-12)
+    np.testing.assert_allclose(step[2], 4e-16 / (s * np.sqrt(eps)), rtol=1e-12)
+    np.testing.assert_allclose(step[3], 1.0, rtol=1e-4)
+
+
 def test_the_step_rules_by_hand() -> None:
     S, v, shapes = np.array([3.0, 0.0, 4.0]), np.array([0.0, 6.0, 8.0]), ((2,), (1,))
     np.testing.assert_allclose(step_rule("rms", S, v, shapes), S * np.sqrt(3) / 5)
@@ -258,7 +274,7 @@ def test_without_a_refit_it_is_the_base_optimizer_and_with_the_identity_sam() ->
 
 
 def test_the_update_mode_decays_outside_of_the_step_rule() -> None:
-    config, base = LLQRConfig(), HeavyBall(beta=0.0, nesterov=False, wd=0.5)
+    config, base = LLQRConfig(step_rule="rms"), HeavyBall(beta=0.0, nesterov=False, wd=0.5)
     g = NET.gradient(W, X, Y)
     state = update(config, start(config, W, LAYERS), g, 0.01, base)
     np.testing.assert_allclose(

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llqr_sam_ref.config import ClosedForm, LLQRConfig
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim import LLQR
 from llqr_sam_ref.optim.likelihood import Categorical
 
 CONFIGS: dict[str, LLQRConfig] = {
-    "two probes": LLQRConfig(structure="diagonal", probes=2, solver=ClosedForm(curvature_ema=0.0)),
+    "two probes": LLQRConfig.sampled(structure="diagonal", probes=2, curvature_memory=1.0),
     "true labels": LLQRConfig(structure="diagonal", probes=2, probe_vector="gradient"),
     "fisher": LLQRConfig.published(
         steps=3, lr=0.05, ema=0.0, divergence="fisher", probe_vector="sampled", probes=2

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llqr_sam_ref.config import ClosedForm, LLQRConfig
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim import LLQR
 from llqr_sam_ref.optim.likelihood import Categorical, infer_likelihood
 from llqr_sam_ref.optim.probes import gradients
 
 CONFIGS: dict[str, LLQRConfig] = {
-    "sampled": LLQRConfig(structure="diagonal", probes=2, solver=ClosedForm(curvature_ema=0.0)),
+    "sampled": LLQRConfig.sampled(structure="diagonal", probes=2, curvature_memory=1.0),
     "true labels": LLQRConfig(structure="diagonal", probes=2, probe_vector="gradient"),
     "bases": LLQRConfig(probes=4),
 }

@@ -14,7 +14,7 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 from torch.nn import functional
 
-from llqr_sam_ref.config import ClosedForm, LLQRConfig
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.nets.towers import contrastive_loss
 from llqr_sam_ref.optim import LLQR
 from llqr_sam_ref.optim.curvature import Linearization
@@ -22,7 +22,7 @@ from llqr_sam_ref.optim.likelihood import Bernoulli, Categorical, Gaussian, Like
 from tests.optim._models import flat, random_vector
 
 N, CLASSES, LENGTHS = 4, 5, (1, 3, 5)  # with as many tokens as classes no shape tells the axis
-DIAGONAL = LLQRConfig(structure="diagonal", probes=2, solver=ClosedForm(curvature_ema=0.0))
+DIAGONAL = LLQRConfig.sampled(structure="diagonal", probes=2, curvature_memory=1.0)
 
 
 class Tokens(nn.Module):
@@ -175,6 +175,7 @@ def test_a_likelihood_of_another_loss_is_refused_with_both_values(name: str, con
     assert numbers is not None
     part = slice(0, 8 // CONFIGS[config].probes if CONFIGS[config].probe_vector == "sampled" else 8)
     z = module(x[part]).detach().requires_grad_()
+    assert opt.loss_fn is not None
     (slope,) = torch.autograd.grad(opt.loss_fn(z, y[part]), z, allow_unused=True)
     labels = likelihood.read_labels(y[part])
     assert labels is not None

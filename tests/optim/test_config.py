@@ -44,9 +44,51 @@ def test_published_is_what_the_authors_code_does(divergence: str, reduction: str
 def test_the_default_is_free_of_scale_and_positive() -> None:
     config = LLQRConfig()
     assert isinstance(config.solver, ClosedForm)
-    assert config.probe_vector == "sampled"
-    assert (config.acts_on, config.step_rule, config.solver.damping_kind) == ("update", "rms", "relative")
-    assert config.max_side == 1024
+    assert (config.probe_vector, config.every, config.probes) == ("step", 1, 1)
+    kinds = config.acts_on, config.step_rule, config.solver.damping_kind
+    assert kinds == ("update", "rms-per-tensor", "per-tensor")
+    assert (config.max_side, config.wide) == (128, "blocks")
+
+
+def test_what_is_not_said_of_the_probes_follows_from_what_is() -> None:
+    batch = "sampled", 10, 8
+    for config, wanted in (
+        (LLQRConfig(probe_vector="gradient"), ("gradient", 10, 8)),
+        (LLQRConfig(probes=4), ("sampled", 10, 4)),
+        (LLQRConfig(every=3), ("step", 3, 1)),
+        (LLQRConfig(solver=InnerLoop()), batch),
+        (LLQRConfig(reduction="sum"), batch),
+        (LLQRConfig(every=3).replace(damping=0.5), ("step", 3, 1)),
+        (LLQRConfig(every=3).replace(probes=4), ("sampled", 10, 4)),
+        (LLQRConfig(every=3).replace(probes=4, every=5), ("sampled", 5, 4)),
+        (LLQRConfig().replace(solver=InnerLoop()), batch),
+        (LLQRConfig().replace(probe_vector="sampled"), batch),
+        (LLQRConfig.sampled(), batch),
+        (LLQRConfig.sampled(every=7).replace(damping=0.1), ("sampled", 7, 8)),
+        (LLQRConfig.sampled().replace(probe_vector="step"), ("step", 1, 1)),
+        (LLQRConfig.published().replace(steps=3), ("gradient", 1000, 1)),
+    ):
+        assert (config.probe_vector, config.every, config.probes) == wanted
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"probes": 2}, "probes=2 is not read with probe_vector='step'"),
+        ({"solver": InnerLoop()}, "no batch for the products of an InnerLoop"),
+        ({"reduction": "sum"}, "reduction='sum' needs the number of terms"),
+    ],
+)
+def test_what_a_step_s_gradient_cannot_tell_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LLQRConfig(probe_vector="step", **settings)
+
+
+def test_probe_batches_now_and_then_are_one_word_away() -> None:
+    solver = LLQRConfig.sampled().solver
+    assert isinstance(solver, ClosedForm)
+    per_refit = (1 - 1 / solver.curvature_memory) ** 10, (1 - 1 / solver.basis_memory) ** 50
+    assert per_refit == pytest.approx((0.95, 0.8), rel=1e-12)
 
 
 def test_every_choice_is_a_field_and_legal_somewhere() -> None:
@@ -66,7 +108,7 @@ def test_a_setting_has_one_place() -> None:
 
 
 def test_a_copy_changes_what_it_is_told_wherever_that_stands() -> None:
-    config = LLQRConfig(every=3).replace(damping=0.5, probes=2)
+    config = LLQRConfig(every=3, probes=3).replace(damping=0.5, probes=2)
     assert config == LLQRConfig(every=3, probes=2, solver=ClosedForm(damping=0.5))
     other = config.replace(solver=InnerLoop(), steps=7)
     assert other == LLQRConfig(every=3, probes=2, solver=InnerLoop(steps=7))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llqr_sam_ref.config import ClosedForm, LLQRConfig
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim import LLQR
 from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.likelihood import Bernoulli, Categorical, Likelihood, infer_likelihood
@@ -21,7 +21,7 @@ from tests.optim.test_belonging import gauss_newton
 
 CLASSES, IGNORED = 3, -100
 WEIGHT = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
-CONFIG = LLQRConfig(structure="diagonal", probes=2, solver=ClosedForm(curvature_ema=0.0))
+CONFIG = LLQRConfig.sampled(structure="diagonal", probes=2, curvature_memory=1.0)
 
 LOSSES: dict[str, tuple[Callable[..., Tensor], Likelihood | None]] = {
     "ignored": (nn.CrossEntropyLoss(), None),

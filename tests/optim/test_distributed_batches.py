@@ -14,14 +14,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from llqr_sam_ref.config import ClosedForm, LLQRConfig
+from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim import LLQR
 from llqr_sam_ref.optim.likelihood import Categorical, Likelihood
 from tests.optim._ranks import run_on_ranks
 from tests.optim._training import same
 
 WEIGHT = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
-CLOSED = LLQRConfig(structure="diagonal", probes=4, solver=ClosedForm(curvature_ema=0.0))
+CLOSED = LLQRConfig.sampled(structure="diagonal", probes=4, curvature_memory=1.0)
 INNER = LLQRConfig.published(steps=3, lr=0.05, ema=0.0)
 CONFIGS: dict[str, LLQRConfig] = {
     "closed form": CLOSED,

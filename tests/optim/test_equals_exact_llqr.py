@@ -62,9 +62,14 @@ def bases_of(opt: LLQR | None) -> list[Bases] | None:
     found: list[Bases] = []
     for p in opt.param_groups[0]["params"]:
         own = opt.own[p]
-        psi, phi = (own[name].numpy().copy() if name in own else None for name in ("E_Psi", "E_Phi"))
+        psi, phi = (whole(own[name]) if name in own else None for name in ("E_Psi", "E_Phi"))
         found.append((psi, phi))
     return found
+
+
+def whole(E: Tensor) -> Array:
+    """A basis as one matrix; several blocks are stored one after the other."""
+    return torch.block_diag(*E).numpy().copy() if E.ndim == 3 else E.numpy().copy()
 
 
 def compare(
@@ -114,6 +119,49 @@ def test_the_default(structure: str, rho: float) -> None:
     compare(LLQRConfig(structure=structure, every=3, probes=4), rho)
 
 
+STEPWISE: dict[str, dict[str, Any]] = {
+    **{structure: {"structure": structure} for structure in STRUCTURES},
+    "blocks": {"max_side": 3},
+    "one side": {"max_side": 5, "wide": "identity"},
+    "eigenvectors": {"renewal": "eigendecomposition", "basis_every": 1},
+    "slow": {"every": 3, "gram_every": 6, "basis_every": 9},
+    "one damping": {"damping_kind": "relative", "damping": 0.03},
+    "on the gradient": {"acts_on": "gradient", "step_rule": "graft"},
+}
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+@pytest.mark.parametrize("settings", STEPWISE.values(), ids=STEPWISE)
+def test_the_default_learns_from_the_steps(settings: dict[str, Any], rho: float) -> None:
+    """Each by itself, bases too: nothing is handed over."""
+    config = LLQRConfig().replace(**settings)
+    model = network()
+    rate = 0.1 if config.acts_on == "gradient" else 0.005
+    inner = LLQR(
+        torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True), model, config=config
+    )
+    opt: Any = SAM(inner, rho) if rho else inner
+    state = exact.start(config, W, LAYERS)
+    for t in range(STEPS):
+        rows = np.random.default_rng(t).permutation(len(X))[:8]
+        x, y = torch.from_numpy(X[rows]), torch.from_numpy(Y[rows])
+
+        def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+            opt.zero_grad()
+            return backward(nn.functional.cross_entropy(model(x), y))
+
+        opt.step(closure)
+
+        def gradient(w: Array, rows: Array = rows) -> Array:
+            return NET.gradient(w, X[rows], Y[rows])
+
+        state = exact.training_step(config, state, gradient, rate, rho=rho)
+        got = nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
+        np.testing.assert_allclose(got, state.w, rtol=1e-10, atol=1e-10)
+    assert np.abs(state.w - W).max() > 0.1
+    assert np.abs(state.U.to_dense() - np.eye(W.size)).max() > 1e-3
+
+
 @pytest.mark.parametrize(("divergence", "rho"), [("fisher", 0.0), ("fisher", 0.1), ("newton", 0.1)])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_published(structure: str, divergence: str, rho: float) -> None:
@@ -132,13 +180,18 @@ CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "on the gradient": ({"acts_on": "gradient"}, {"wd": 0.01}),
     "per tensor": ({"step_rule": "rms-per-tensor"}, {}),
     "grafted": ({"step_rule": "graft"}, {"lr": 0.1}),
-    "no rule": ({"step_rule": "none", "damping": 1.0}, {"lr": 0.01}),
+    "no rule": ({"step_rule": "none", "damping": 1.0, "damping_kind": "relative"}, {"lr": 0.01}),
     "decay": ({}, {"wd": 0.5}),
     "heavy ball": ({}, {"nesterov": False}),
     "narrow": ({"max_side": 5}, {}),
     "no sides": ({"max_side": 0}, {}),
     "separable, narrow": ({"structure": "separable-ekfac", "max_side": 5}, {}),
-    "bases always": ({"basis_every": 1, "basis_ema": 0.0, "curvature_ema": 0.0}, {}),
+    "bases always": ({"basis_every": 1, "basis_memory": 1.0, "curvature_memory": 1.0}, {}),
+    "eigenvectors": ({"renewal": "eigendecomposition", "basis_every": 2}, {}),
+    "one damping": ({"damping_kind": "relative"}, {}),
+    "blocks": ({"max_side": 3}, {}),
+    "one side": ({"max_side": 5, "wide": "identity"}, {}),
+    "slow grams": ({"gram_every": 6, "basis_every": 10}, {}),
 }
 
 

@@ -557,20 +557,20 @@ def test_period_and_decay_may_be_scheduled() -> None:
     due = []
     for t in range(9):
         if t == 4:
-            opt.config = opt.config.replace(every=4, curvature_ema=0.5)
+            opt.config = opt.config.replace(every=4, curvature_memory=2.0)
         if opt.refit_due:
             due.append(t)
             opt.refit(*batch(100 + t))
         gradients(opt, t)
         opt.step()
     assert due == [0, 2, 4, 8]
-    opt = fresh(DEFAULT.replace(curvature_ema=0.0))
+    opt = fresh(DEFAULT.replace(curvature_memory=1.0))
     opt.refit(*batch(100))
-    opt.config = opt.config.replace(curvature_ema=0.9999)
+    opt.config = opt.config.replace(curvature_memory=3e4)
     before = opt.own[layer(opt.model, 0).bias]["c"].clone()
     opt.refit(*batch(101))
     after, gain = opt.own[layer(opt.model, 0).bias]["c"], (1 - 0.9999) / (1 - 0.9999**2)
-    other = fresh(DEFAULT.replace(curvature_ema=0.0))
+    other = fresh(DEFAULT.replace(curvature_memory=1.0))
     for t in (100, 101):
         other.refit(*batch(t))
     torch.testing.assert_close(after, torch.lerp(before, other.own[layer(other.model, 0).bias]["c"], gain))

@@ -60,8 +60,11 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "damping nan": ({"damping": NAN}, "damping=nan .* finite"),
     "every": ({"every": 0}, "every=0 .* at least 1"),
     "probes": ({"probes": 2.0}, r"probes=2\.0 .* integer"),
-    "curvature_ema": ({"curvature_ema": 1.0}, r"curvature_ema=1\.0 .* \[0, 1\)"),
-    "basis_ema": ({"basis_ema": NAN}, "basis_ema=nan"),
+    "curvature_memory": ({"curvature_memory": 0.5}, r"curvature_memory=0\.5 .* \[1, inf\)"),
+    "basis_memory": ({"basis_memory": NAN}, "basis_memory=nan"),
+    "gram_every": ({"gram_every": 0}, "gram_every=0"),
+    "basis_every": ({"basis_every": 1.5}, "basis_every=1.5"),
+    "renewal": ({"renewal": "qr"}, "renewal='qr'"),
     "max_side": ({"max_side": -1}, "max_side=-1 .* at least 0"),
     "seed": ({"seed": -1}, "seed=-1"),
 }
@@ -148,7 +151,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[Model], object], str]] = {
     ),
     "no loss": (lambda m: LLQR(sgd(m), m, "ce"), "loss_fn='ce' cannot be called"),  # type: ignore[arg-type]
     "not a likelihood": (
-        lambda m: LLQR(sgd(m), m, unknown_loss),
+        lambda m: LLQR(sgd(m), m, unknown_loss, LLQRConfig.sampled()),
         "unknown_loss.* is not a likelihood.*likelihood=.*probe_vector=.gradient",
     ),
     "config": (lambda m: llqr(m, "published"), "config='published' is not an LLQRConfig"),  # type: ignore[arg-type]
@@ -284,12 +287,13 @@ def training_dropout(m: Model) -> None:
 NO_X = torch.full((16, 4), NAN)
 USE: dict[str, tuple[Callable[[Model], object], type[Exception], str]] = {
     "batch not divided": (
-        lambda m: refit(llqr(m), *batch(15)),
+        lambda m: refit(llqr(m, LLQRConfig.sampled()), *batch(15)),
         ValueError,
         "inputs holds 15 examples.*probes=8",
     ),
     "empty batch": (lambda m: refit(llqr(m), *batch(0)), ValueError, "inputs holds 0 examples"),
-    "no tensor": (lambda m: refit(llqr(m), 3), ValueError, "inputs holds 0 examples"),
+    "no tensor": (lambda m: refit(llqr(m, LLQRConfig.sampled()), 3), ValueError, "inputs holds 0 examples"),
+    "no tensor, no parts": (lambda m: refit(llqr(m), 3), ValueError, "inputs do not fit the model"),
     "inputs of another shape": (
         lambda m: refit(llqr(m), torch.ones(16, 5), batch()[1]),
         ValueError,
@@ -312,7 +316,7 @@ USE: dict[str, tuple[Callable[[Model], object], type[Exception], str]] = {
         "the probe batch have .* examples",
     ),
     "uniforms of another shape": (
-        lambda m: refit(llqr(m), *batch(), uniforms=torch.rand(8)),
+        lambda m: refit(llqr(m, LLQRConfig.sampled()), *batch(), uniforms=torch.rand(8)),
         ValueError,
         r"uniforms has shape \(8,\); this batch needs \(16,\)",
     ),
@@ -334,7 +338,7 @@ USE: dict[str, tuple[Callable[[Model], object], type[Exception], str]] = {
         ValueError,
         "structure='diagonal' cannot replace 'ekfac' in a running LLQR",
     ),
-    "new side": (lambda m: reconfigured(m, max_side=3), ValueError, "max_side=3 cannot replace 1024"),
+    "new side": (lambda m: reconfigured(m, max_side=3), ValueError, "max_side=3 cannot replace 128"),
     "no config": (lambda m: setattr(llqr(m), "config", None), ValueError, "config=None is not an LLQRConfig"),
     "learning rate scheduled to NaN": (lambda m: scheduled(m, lr=NAN), ValueError, "lr=nan .* finite"),
     "learning rate scheduled below zero": (lambda m: scheduled(m, lr=-0.1), ValueError, r"lr=-0\.1"),

@@ -53,7 +53,7 @@ def base(v: Array, m: Array) -> Array:
 # Every line of the rule, word for word, and what it says of the names in it: changed names only.
 # "m" is the base's momentum, "refitted" what a refit at w makes of U.
 LINES: dict[str, Callable[[Names], Names]] = {
-    "if a refit is due: U <- refit at w ClosedForm, or InnerLoop and its average": lambda n: {
+    "if a refit is due: U <- refit at w, or by g ClosedForm, or InnerLoop and its average": lambda n: {
         "U": n["refitted"]
     },
     "with SAM around it: g <- gradient at w + rho U g/|U g|": lambda n: {

@@ -22,8 +22,8 @@ from tests.optim._training import backward, same, weights
 loss_fn = nn.CrossEntropyLoss()
 LR = 0.02
 CONFIGS = {
-    "closed form": LLQRConfig(every=100, probes=4, probe_vector="gradient"),
-    "diagonal": LLQRConfig(every=100, probes=1, structure="diagonal", probe_vector="gradient"),
+    "closed form": LLQRConfig.sampled(every=100, probes=4, probe_vector="gradient"),
+    "diagonal": LLQRConfig.sampled(every=100, probes=1, structure="diagonal", probe_vector="gradient"),
     "inner loop": LLQRConfig(**{
         **vars(LLQRConfig.published(divergence="gauss-newton", steps=3, every=100)),
         "step_rule": "rms",

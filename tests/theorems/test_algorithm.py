@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llqr_sam_ref.exact import dynamics, landscapes
+from llqr_sam_ref.exact import dynamics, geometry, landscapes, llqr
 from llqr_sam_ref.exact._arrays import Array
 from tests.theorems.catalogue import mutation
 
@@ -116,3 +116,43 @@ def test_prop_llqr_sam_limits(U: Array = np.ones(2)) -> None:
             a = dynamics.trajectory(left, banana, start, 60)
             b = dynamics.trajectory(right, banana, start, 60)
             np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def _radius(U: Array, M: Array) -> float:
+    """The length of the RMS step in the metric U^{-1}, over the root of the number of weights."""
+    return float(np.sqrt(M @ U @ M) / np.linalg.norm(U @ M))
+
+
+@mutation("the radius is the same for every M", radius=lambda U, M: 1.0)
+def test_prop_rms_steepest(radius: Callable[[Array, Array], float] = _radius) -> None:
+    """Steepest in the largest of the tensors' U^{-1} lengths, with radii that M chooses; in no fixed norm."""
+    rng = np.random.default_rng(604)
+    sizes, shapes = (3, 5), ((3,), (5,))
+    for _ in range(10):
+        Us, Ms = [_spd(rng, d) for d in sizes], [rng.standard_normal(d) for d in sizes]
+        S = llqr.step_rule("rms-per-tensor", np.concatenate([U @ M for U, M in zip(Us, Ms, strict=True)]),
+                           np.concatenate(Ms), shapes)  # fmt: skip
+        steps = np.split(S, [3])
+        for U, M, step, d in zip(Us, Ms, steps, sizes, strict=True):
+            r = np.sqrt(d) * radius(U, M)
+            assert abs(np.sqrt(step @ np.linalg.solve(U, step)) / r - 1) < 1e-10
+            dual = geometry.ascent_step(M, r, geometry.Preconditioned(U), norm="dual")
+            assert np.linalg.norm(step - dual) < 1e-10 * np.linalg.norm(
+                step
+            )  # the steepest step of that radius
+            tried = rng.standard_normal((200, d))
+            lengths = np.sqrt(np.sum(tried * np.linalg.solve(U, tried.T).T, axis=1))
+            assert np.max(tried @ M / lengths) * r <= M @ step * (1 + 1e-12)
+            u = np.linalg.eigvalsh(U)
+            assert u[-1] ** -0.5 <= radius(U, M) <= u[0] ** -0.5
+            # what a norm's steepest direction is: the gradient of the dual norm, with a symmetric derivative
+            turn = {"rms": lambda z, U=U: U @ z / np.sqrt((U @ z) @ (U @ z)),
+                    "dual": lambda z, U=U: U @ z / np.sqrt(z @ U @ z)}  # fmt: skip
+            for name, f in turn.items():
+                columns = [f(M + 1e-30j * e).imag / 1e-30 for e in np.eye(d)]
+                slope = np.stack(columns, axis=1)
+                crooked = np.linalg.norm(slope - slope.T) / np.linalg.norm(slope)
+                assert crooked < 1e-12 if name == "dual" else crooked > 1e-3
+    U = np.diag([4.0, 0.25])
+    assert abs(radius(U, np.ones(2)) - np.sqrt(4.25) / np.sqrt(16.0625)) < 1e-15
+    assert [radius(U, e) for e in np.eye(2)] == [0.5, 2.0]

@@ -1,15 +1,21 @@
-"""Part 4, the clock of a learned preconditioner: travel, memory, starvation and the bill, with mutations."""
+"""Part 4, the clock of a learned preconditioner: travel, memory, units and the bill, with mutations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from llqr_sam_ref.exact import clock, relaxation
+from llqr_sam_ref.config import ClosedForm, LLQRConfig
+from llqr_sam_ref.exact import clock, curvature_estimate, llqr, relaxation
 from llqr_sam_ref.exact._arrays import Array
+from llqr_sam_ref.exact.bases import FLOOR, iterated_basis
 from llqr_sam_ref.exact.preconditioner import Preconditioner, identity_preconditioner
+from tests.exact.numerical import relative
+from tests.exact.relaxed import random_spd
 from tests.theorems.catalogue import mutation
 
 
@@ -180,3 +186,171 @@ def test_prop_product_cost(counts: Callable[[int], tuple[int, int]] = _counts) -
     assert 1.32 < gauss_newton / (3 * 20 - 1) < 4 / 3
     assert 1.96 < hessian / (3 * 20 - 1) < 2
     assert abs(clock.overhead(50, 1000) - 0.0667) < 1e-4
+
+
+def _settled(tau: float, noise: float, walk: float, drift: float) -> float:
+    """Mean squared error of the average after 4000 steps of its own two moments, mean and variance."""
+    a, mean, variance = 1 / tau, 0.0, 0.0
+    for _ in range(4000):
+        mean = (1 - a) * (mean - drift)
+        variance = (1 - a) ** 2 * (variance + walk**2) + a**2 * noise**2
+    return mean**2 + variance
+
+
+@mutation(
+    "the error of a memory that counts noise only",
+    error=lambda tau, noise, walk, drift: noise**2 / (2 * tau - 1),
+)
+def test_thm_memory_optimum(
+    error: Callable[..., float] = clock.averaging_error,
+) -> None:
+    """What an average of noisy samples of a moving truth settles at, and the memory that makes it least."""
+    for tau, noise, walk, drift in (
+        (1.0, 1.0, 0.3, 0.1),
+        (5.0, 1.0, 0.2, 0.0),
+        (20.0, 2.0, 0.0, 0.05),
+        (90.0, 1.0, 0.1, 0.02),
+    ):
+        assert error(tau, noise, walk, drift) == pytest.approx(_settled(tau, noise, walk, drift), rel=1e-9)
+    rng = np.random.default_rng(454)
+    tau, noise, walk, drift = 8.0, 1.0, 0.25, 0.03
+    truth, average, squares = np.zeros(20000), np.zeros(20000), []
+    for t in range(160):
+        truth = truth + drift + walk * rng.standard_normal(20000)
+        average = average + (truth + noise * rng.standard_normal(20000) - average) / tau
+        if t >= 80:
+            squares.append(np.mean((average - truth) ** 2))
+    assert np.mean(squares) == pytest.approx(error(tau, noise, walk, drift), rel=0.02)
+    for noise, walk, drift in ((1.0, 0.2, 0.0), (1.0, 0.0, 0.02), (3.0, 0.1, 0.05), (1e-3, 1.0, 1.0)):
+        best = clock.best_memory(noise, walk, drift)
+        assert (best - 1) * (walk**2 * best + drift**2 * (2 * best - 1) ** 2) == pytest.approx(
+            noise**2, rel=1e-9
+        )
+        least = error(best, noise, walk, drift)
+        assert all(error(1 + (best - 1) * f, noise, walk, drift) > least for f in (0.5, 0.9, 1.1, 2.0))
+    assert clock.best_memory(1.0, walk=0.2) == pytest.approx(0.5 + np.sqrt(0.25 + 25), rel=1e-12)
+    best = clock.best_memory(1.0, walk=0.2)
+    assert error(best, 1.0, 0.2, 0.0) == pytest.approx((best - 1) * 0.04, rel=1e-12)
+    assert clock.best_memory(1.0, drift=1e-6) / 5e5 ** (2 / 3) == pytest.approx(1, abs=1e-3)
+
+
+SCALES = np.array([1.0, 2.0**-4, 2.0**2, 2.0**-3])  # near enough for the floor of the step to be rounding
+LAYERS = [[(4, 3), (4,)], [(2, 4), (2,)]]
+PARTS = np.repeat(np.arange(4), [12, 4, 8, 2])
+
+
+def _steps(config: LLQRConfig, scales: Array, rho: float = 0.1) -> tuple[Array, Array]:
+    """The weights after 25 steps of LLQR+SAM whose tensors' gradients are rescaled, and the shares of the last U g."""
+    rng = np.random.default_rng(455)
+    H = random_spd(rng, 26)
+    noise = rng.standard_normal((25, 26))
+    state = llqr.start(config, rng.standard_normal(26), LAYERS)
+
+    def gradient(xi: Array, w: Array) -> Array:
+        return scales[PARTS] * (H @ w + xi)
+
+    for xi in noise:
+        state = llqr.training_step(config, state, partial(gradient, xi), 0.05, rho=rho)
+    Ug = state.U.apply(gradient(noise[0], state.w))
+    return state.w, np.array([np.linalg.norm(Ug[i == PARTS]) for i in range(4)])
+
+
+@mutation(
+    "one damping and one length for all tensors",
+    config=LLQRConfig(solver=ClosedForm(damping_kind="relative"), step_rule="rms"),
+)
+def test_thm_own_units(config: LLQRConfig = LLQRConfig()) -> None:
+    """With units and lengths of each tensor, rescaling its gradients changes no step; U g weighs tensors as g does."""
+    plain, share = _steps(config, np.ones(4), rho=0.0)
+    rescaled, shares = _steps(config, SCALES, rho=0.0)
+    assert relative(rescaled, plain) < 1e-10
+    assert relative(shares, SCALES * share) < 1e-10
+    for loss in (2.0**-30, 1e3):  # the whole loss in other units: the perturbation stays as well
+        assert relative(_steps(config, np.full(4, loss))[0], _steps(config, np.ones(4))[0]) < 1e-9
+    raw = LLQRConfig(solver=ClosedForm(damping=1e-30, damping_kind="absolute"), step_rule="rms-per-tensor")
+    _, before = _steps(raw, np.ones(4), rho=0.0)
+    _, after = _steps(raw, SCALES, rho=0.0)
+    assert relative(after * SCALES, before) < 1e-6  # the raw 1/c weighs them the other way around
+    S, eps = np.repeat([1.0, 1e-12], [12, 3]), np.finfo(np.float64).eps
+    step = llqr.step_rule("rms-per-tensor", S, S, ((4, 3), (3,)))  # rounding stays small
+    assert relative(step, np.repeat([1.0, (1 + eps * 1e24) ** -0.5], [12, 3])) < 1e-15
+
+
+def _eigenvalue_range(size: int, delta: float) -> tuple[float, float]:
+    return 1 / (size + delta), 1 / delta
+
+
+@mutation("the mean is the largest curvature", bounds=lambda size, delta: (1 / (1 + delta), 1 / delta))
+def test_prop_relative_damping(
+    bounds: Callable[[int, float], tuple[float, float]] = _eigenvalue_range,
+) -> None:
+    """In its own units a tensor's U lies between 1/(n + delta) and 1/delta, with harmonic mean 1/(1 + delta)."""
+    rng = np.random.default_rng(456)
+
+    def entries(c: Array, delta: float) -> Array:
+        estimate = curvature_estimate.no_curvature([c.shape], "ekfac")
+        known = replace(estimate, estimates=(replace(estimate.estimates[0], c=c),), refits=1)
+        block = curvature_estimate.minimizer(curvature_estimate.in_own_units(known), delta).blocks[0]
+        return np.sort(np.linalg.eigvalsh(block.to_dense()))
+
+    for delta in (1e-3, 0.1, 10.0):
+        for _ in range(5):
+            c = 10.0 ** rng.uniform(-12, 3, (5, 7))
+            u = entries(c, delta)
+            low, high = bounds(35, delta)
+            assert low * (1 - 1e-12) <= u[0] <= u[-1] <= high * (1 + 1e-12)
+            assert u[-1] / u[0] <= 1 + 35 / delta + 1e-9
+            assert 1 / np.mean(1 / u) == pytest.approx(1 / (1 + delta), rel=1e-9)
+        one = np.zeros((5, 7))
+        one[2, 3] = 1e-8  # all curvature in one direction: both ends are attained
+        u = entries(one, delta)
+        assert np.allclose(u[[0, 1, -1]], [bounds(35, delta)[0], 1 / delta, 1 / delta], rtol=1e-12)
+    c = rng.uniform(0.1, 2, (5, 7))
+    own = c / c.mean()
+    assert np.max(np.abs(1e6 * entries(c, 1e6) - 1)) <= 35 / (35 + 1e6)
+    assert relative(entries(c, 1e-9), np.sort((1 / own).ravel())) < 1e-7
+    c[0, 0] = 0.0  # a direction without curvature takes all, as the damping vanishes
+    assert relative(1e-9 * entries(c, 1e-9), np.eye(35)[-1]) < 1e-7
+
+
+def _angle(basis: Array, vectors: Array, i: int) -> float:
+    """The tangent of the largest angle between the first i columns of a basis and those of another."""
+    inside, outside = vectors[:, :i].T @ basis[:, :i], vectors[:, i:].T @ basis[:, :i]
+    return float(np.linalg.norm(outside @ np.linalg.inv(inside), 2))
+
+
+@mutation("without the floor", floor=0.0)
+def test_thm_orthogonal_iteration(floor: float = FLOOR) -> None:
+    """One renewal brings the leading directions nearer by (lambda_(i+1) + r)/(lambda_i + r); in a plane exactly."""
+    rng = np.random.default_rng(457)
+    for _ in range(20):
+        values = np.sort(10.0 ** rng.uniform(-2, 1, 6))[::-1]
+        vectors = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+        gram, r = vectors * values @ vectors.T, floor * values.mean()
+        basis = np.linalg.qr(vectors + 0.02 * rng.standard_normal((6, 6)))[0]
+        old = basis[:, np.argsort(-np.sum(basis * (gram @ basis), axis=0))]
+        new = iterated_basis(gram, old)
+        assert new is not None
+        for i in range(1, 6):
+            factor = (values[i] + r) / (values[i - 1] + r)
+            assert _angle(new, vectors, i) <= factor * _angle(old, vectors, i) * (1 + 1e-9)
+    for degrees, values in ((30.0, np.array([3.0, 1.0])), (1.0, np.array([1.0, 1e-3]))):
+        angle, r = np.radians(degrees), floor * values.mean()
+        turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        new = iterated_basis(np.diag(values), turned)
+        assert new is not None
+        assert _angle(new, np.eye(2), 1) / np.tan(angle) == pytest.approx(
+            (values[1] + r) / (values[0] + r), rel=1e-9
+        )
+    gram = random_spd(rng, 6)
+    basis = np.eye(6)
+    for _ in range(3000):
+        new = iterated_basis(gram, basis)
+        assert new is not None
+        basis = new
+    wanted = np.linalg.eigh(gram)[1]
+    overlap = np.sort(np.abs(wanted.T @ basis), axis=0)  # the eigenvectors, in places and signs of their own
+    assert np.max(np.abs(overlap[-1] - 1)) < 1e-9
+    same = iterated_basis(gram, wanted)
+    assert same is not None
+    assert relative(same, wanted) < 1e-9

@@ -264,3 +264,83 @@ def test_cor_closed_form(scale: Callable[[int], float] = float) -> None:
         wanted = basis / np.diag(basis.T @ F[part, part] @ basis + 0.1 * np.eye(size)) @ basis.T
         assert relative(block.to_dense(), wanted) < 1e-12
         start += size
+
+
+def _moment(mean: Array, covariance: Array, B: int) -> Array:
+    return np.outer(mean, mean) + covariance / B
+
+
+@mutation(
+    "the noise of a batch is that of an example", moment=lambda mean, cov, B: np.outer(mean, mean) + cov
+)
+def test_thm_free_probes(moment: Callable[[Array, Array, int], Array] = _moment) -> None:
+    """E g g' of a batch gradient, over all batches; the Fisher matrix under the model's labels; a fitted example."""
+    network, rng, n = Network((2, 3)), np.random.default_rng(509), 4
+    w, x = network.random_weights(rng), rng.standard_normal((n, 2))
+    y = rng.integers(0, 3, n)
+    each = np.stack([network.gradient(w, x[i : i + 1], y[i : i + 1]) for i in range(n)])
+    mean, covariance = each.mean(axis=0), np.cov(each.T, bias=True)
+    for B in (1, 2, 3):
+        batches = [each[list(batch)].mean(axis=0) for batch in itertools.product(range(n), repeat=B)]
+        seen = np.mean([np.outer(g, g) for g in batches], axis=0)
+        assert relative(seen, moment(mean, covariance, B)) < 1e-13
+        without = [each[list(batch)].mean(axis=0) for batch in itertools.combinations(range(n), B)]
+        seen = np.mean([np.outer(g, g) for g in without], axis=0)
+        assert relative(seen, moment(mean, covariance * (n - B) / (n - 1), B)) < 1e-13
+    pi = np.exp(network.states(w, x)[-1])
+    pi /= pi.sum(axis=1, keepdims=True)
+    pairs = [
+        (i, label) for i in range(n) for label in range(3)
+    ]  # an input, and a label that the model has drawn
+    scores = np.stack([network.gradient(w, x[i : i + 1], np.array([label])) for i, label in pairs])
+    chance = np.array([pi[pair] / n for pair in pairs])
+    F = curvature.fisher(network, w, x, route="scores")
+    assert _norm(chance @ scores) < 1e-14
+    seen = np.zeros_like(F)
+    for a, b in itertools.product(range(len(pairs)), repeat=2):
+        g = (scores[a] + scores[b]) / 2
+        seen += chance[a] * chance[b] * np.outer(g, g)
+    assert relative(2 * seen, F) < 1e-12
+    assert relative(2 * moment(chance @ scores, F, 2), F) < 1e-12
+    two, x = Network((2, 2)), x[:1]
+    for size in (0.1, 1.0, 3.0):
+        w = size * two.random_weights(rng)
+        pi = np.exp(two.states(w, x)[-1][0])
+        pi /= pi.sum()
+        for label in (0, 1):
+            g, miss = two.gradient(w, x, np.array([label])), 1 - pi[label]
+            F = curvature.fisher(two, w, x, route="scores")
+            assert relative(np.outer(g, g), miss / (1 - miss) * F) < 1e-10
+
+
+@mutation("the basis comes from other samples", basis=lambda own, other: other)
+def test_prop_basis_bias(basis: Callable[[Array, Array], Array] = lambda own, other: own) -> None:
+    """In the eigenbasis of its own samples the leading curvature comes out too large, the trailing too small."""
+    rng = np.random.default_rng(510)
+    G = np.diag([4.0, 2.0, 1.0, 1.0, 0.5, 0.5])
+    root, draws, k = np.sqrt(G), 3000, 8
+    total = {"own": np.zeros(6), "truth": np.zeros(6)}
+    for _ in range(draws):
+        own, other = (root @ rng.standard_normal((6, k)) for _ in range(2))
+        S, E = own @ own.T / k, np.linalg.eigh(basis(own, other) @ basis(own, other).T)[1][:, ::-1]
+        total["own"] += np.diag(E.T @ S @ E) / draws
+        total["truth"] += np.diag(E.T @ G @ E) / draws
+    seen, truth = (np.cumsum(total[name]) for name in ("own", "truth"))
+    largest = np.cumsum(np.diag(G))
+    assert np.all(seen[:-1] > 1.02 * largest[:-1])  # strictly: three standard errors are about .02
+    assert np.all(truth[:-1] <= largest[:-1])
+    assert abs(seen[-1] / largest[-1] - 1) < 0.02
+    assert seen[0] / truth[0] > 1.3
+    assert total["own"][-1] / total["truth"][-1] < 0.5
+    for shape in (
+        (9, 1),
+        (3, 4),
+    ):  # one sample, by the package: everything in min(m, n) entries, and nothing beside
+        v = rng.standard_normal(shape)
+        state = curvature_estimate.update_curvature(
+            curvature_estimate.no_curvature([shape], "ekfac"), v.reshape(1, -1), 1.0
+        )
+        c = np.sort(state.estimates[0].c.ravel())[::-1]
+        singular = np.linalg.svd(v, compute_uv=False)
+        assert relative(c[: len(singular)], singular**2) < 1e-5
+        assert np.max(c[len(singular) :]) < 1e-12 * c[0]

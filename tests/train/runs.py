@@ -30,7 +30,11 @@ SMALL: dict[str, Any] = {
     "precision": "float64",
 }
 # Shorter periods than a real run's, so that a few steps see several refits.
-QUICK = {"llqr": ("every=2", "basis_every=2"), "llqr-published": ("every=2", "steps=3")}
+QUICK = {
+    "llqr": ("every=2", "basis_every=4"),
+    "llqr-sampled": ("every=2", "gram_every=4", "basis_every=4"),
+    "llqr-published": ("every=2", "steps=3"),
+}
 QUICK["llqr-reported"] = QUICK["llqr-published"]
 
 

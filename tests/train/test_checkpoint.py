@@ -109,7 +109,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     ("changes", "word"),
     [
         ({"format": "something else"}, "not a checkpoint of a run"),
-        ({"version": 99}, "version 99, and this package reads up to 1"),
+        ({"version": 99}, "version 99, and this package reads up to 2"),
         ({"optimizer": None}, r"\['optimizer'\]"),
     ],
 )

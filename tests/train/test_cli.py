@@ -319,7 +319,16 @@ def test_settings_that_the_optimizer_refuses_have_no_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Found when it is made, or at its first refit."""
-    command = ["train", "--preset", "digits-mlp", "--optimizer", "llqr", *TINY, "--out", str(tmp_path / "x")]
+    command = [
+        "train",
+        "--preset",
+        "digits-mlp",
+        "--optimizer",
+        "llqr-sampled",
+        *TINY,
+        "--out",
+        str(tmp_path / "x"),
+    ]
     for more, word in (
         (("--probe-size", "30"), "probes=8"),
         (("--base", "adamw", "--llqr", "acts_on=gradient", "reduction=sume"), "reduction='sume'"),
@@ -414,9 +423,7 @@ def test_a_package_that_lacks_something_itself_is_not_called_missing(
 
 
 def test_what_needs_no_torch_works_without() -> None:
-    code = (
-        "from llqr_sam_ref import LLQRConfig; import llqr_sam_ref.exact.dynamics; print(LLQRConfig().every)"
-    )
+    code = "from llqr_sam_ref import LLQRConfig; import llqr_sam_ref.exact.dynamics; print(LLQRConfig.sampled().every)"
     done = without(("torch", "matplotlib", "tyro"), code)
     assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
 
@@ -428,7 +435,7 @@ def test_importing_the_package_needs_nothing_of_the_command_line() -> None:
         "for name in ('tyro', 'tqdm', 'tensorboard', 'matplotlib', 'sklearn', 'PIL'): sys.modules[name] = None\n"
         "import llqr_sam_ref.train.run, llqr_sam_ref.train.presets, llqr_sam_ref.train.cli\n"
         "from llqr_sam_ref.train import configured, train\n"
-        "settings = dict(data_args=('p=7',), batch_size=16, probe_size=16, epochs=1, sharpness_examples=0)\n"
+        "settings = dict(data_args=('p=7',), batch_size=16, epochs=1, sharpness_examples=0)\n"
         "train(configured('grokking-small', 'llqr-sam').replace(**settings), sys.argv[1])\n"
     )
     import tempfile

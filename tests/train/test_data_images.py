@@ -179,7 +179,7 @@ def test_images_are_announced_as_they_are_fetched(
 ) -> None:
     """Every image of an epoch is decoded once, and no more than a batch waits; probes decode their own."""
     image_folder(tmp_path, 5)
-    config = configured("resnet50-imagenet", "llqr").replace(**{
+    config = configured("resnet50-imagenet", "llqr-sampled").replace(**{
         **{**QUIET, "data_path": str(tmp_path), "data_args": ("size=8",), "channels_last": False},
         **{"model": "mlp", "model_args": ("hidden=4",), "label_smoothing": 0.0, "warmup": "0"},
         **{"batch_size": 4, "probe_size": 2, "llqr": ("probes=1",), "accumulate": accumulate},

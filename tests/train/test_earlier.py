@@ -40,7 +40,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_would_have(tmp_path: Path, me
     folder = unpacked(method, tmp_path / "run")
     saved = checkpoint.read(folder / checkpoint.NAME)
     assert saved["step"] == 4
-    config = as_now(saved["config"], folder)
+    config = as_now(saved["config"], folder, saved["version"])
     result = train(config, folder, resume=True)
     assert [row["step"] for row in result["metrics"]] == [3, 6]
     end = checkpoint.read(folder / checkpoint.NAME)
@@ -108,7 +108,7 @@ def test_what_an_earlier_version_kept_unread_is_left_out() -> None:
             ("steps=3", "lr=0.1", "momentum=0.5"),
         ),
         ("llqr", ["every=3", "ema=0.5", "inner_steps=3"], ("every=3",)),
-        ("llqr-published", ["every=3", "curvature_ema=0.5"], ("every=3",)),
+        ("llqr-published", ["every=3", "curvature_memory=9"], ("every=3",)),
         (
             "llqr",  # both solvers had one damping, 0.03 unless said otherwise
             ["solver=inner-loop", "damping_kind=absolute", "positive=False"],

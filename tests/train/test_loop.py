@@ -91,7 +91,7 @@ def test_rounding_does_not_choose_the_bases() -> None:
     Whatever basis of its space a refit takes, the next ones measure curvature along it: were the basis left to
     rounding, the last bit of a sum, which the number of parts or of workers decides, would grow to 4e-6 here.
     """
-    config = configured("digits-mlp", "llqr").replace(**QUIET, precision="float64")
+    config = configured("digits-mlp", "llqr-sampled").replace(**QUIET, precision="float64")
     whole, parts = (steps(config.replace(accumulate=a), 30) for a in (1, 2))
     assert same(whole, parts, 1e-10)
 
@@ -379,7 +379,7 @@ def test_bad_combinations_are_refused() -> None:
         ({"batch_size": 3, "accumulate": 5}, "accumulate=5"),
         ({"batch_size": 97}, "batch_size=97"),
         ({"own_perturbation": True, "parallel": "fsdp"}, "own_perturbation"),
-        ({"optimizer": "llqr", "probe_size": 30}, "probes=8"),
+        ({"optimizer": "llqr-sampled", "probe_size": 30}, "probes=8"),
         ({"optimizer": "llqr", "llqr": ("structure=kron",)}, "'kronecker'"),
         ({"norm": "l1"}, "'dual'"),
     ):

@@ -131,5 +131,5 @@ def test_small_runs_have_what_their_method_reads() -> None:
     for name, method in METHODS.items():
         config = small(name)
         assert config.optimizer.optimizer == name
-        expected = SMALL["probe_size"] if method.preconditioner is not None else 128
+        expected = SMALL["probe_size"] if method.probes else 128
         assert config.optimizer.probe_size == expected

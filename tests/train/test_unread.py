@@ -26,7 +26,7 @@ UNREAD: list[tuple[type[Any], dict[str, Any], tuple[str, ...]]] = [
     (OptimizerConfig, {"rho": 0.1}, ("rho=0.1", "optimizer='sgd'", "'sam'", "'llqr-sam'")),
     (OptimizerConfig, {"alpha": 2.0}, ("alpha=2.0", "optimizer='m-sam'")),
     (OptimizerConfig, {"llqr": ("every=20",)}, ("llqr=('every=20',)", "'llqr'", "'llqr-published-sam'")),
-    (OptimizerConfig, {"probe_size": 64}, ("probe_size=64", "'llqr'")),
+    (OptimizerConfig, {"probe_size": 64}, ("probe_size=64", "'llqr-sampled'")),
     (OptimizerConfig, {"betas": (0.9, 0.99)}, ("betas=(0.9, 0.99)", "optimizer='adamw' or 'muon'")),
     (OptimizerConfig, {"sam_every": 2}, ("sam_every=2", "'sam'")),
     (OptimizerConfig, {"sam_start": 9}, ("sam_start=9", "'sam'")),

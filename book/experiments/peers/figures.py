@@ -24,6 +24,7 @@ LOOKS: dict[str, Look] = {
     "shampoo": TRAINED["muon"].look.kin(METHODS["shampoo"].about, (6, 2, 1, 2, 1, 2), ""),
     "identity": TRAINED["llqr"].look.kin(METHODS["identity"].about, (1, 2), ""),
     "adamw-sam": TRAINED["sam"].look.kin(METHODS["adamw-sam"].about, (2, 2), ""),
+    "llqr-sampled": TRAINED["llqr-sampled"].look,
     "llqr-diagonal": TRAINED["llqr"].look.kin(METHODS["llqr-diagonal"].about, (6, 2), ""),
 }
 AXES = ("steps", "gradient evaluations", "seconds")

@@ -56,8 +56,9 @@ class Place:
         return torch.optim.AdamW(self.groups(), lr=self.lr, betas=(0.9, beta2))
 
     def llqr(self, config: LLQRConfig, *, nesterov: bool = True) -> Optimizer:
-        """LLQR over SGD; the default wants Nesterov's momentum."""
-        return LLQR(self.sgd(nesterov=nesterov), self.model, self.loss, config, probe=self.probe)
+        """LLQR over SGD; the default wants Nesterov's momentum, and no probe batch."""
+        probe = None if config.probe_vector == "step" else self.probe
+        return LLQR(self.sgd(nesterov=nesterov), self.model, self.loss, config, probe=probe)
 
 
 def sgd(at: Place, own: float) -> Optimizer:
@@ -112,6 +113,10 @@ def llqr(at: Place, own: float) -> Optimizer:
 
 def llqr_diagonal(at: Place, own: float) -> Optimizer:
     return at.llqr(LLQRConfig(structure="diagonal").replace(damping=own))
+
+
+def llqr_sampled(at: Place, own: float) -> Optimizer:
+    return at.llqr(LLQRConfig.sampled(damping=own))
 
 
 def llqr_published(at: Place, own: float) -> Optimizer:
@@ -183,6 +188,9 @@ METHODS: dict[str, Method] = {
     "llqr": Method("LLQR", llqr, 0.004, "damping", LLQRConfig().solver.damping, code=OURS),
     "llqr-diagonal": Method(
         "LLQR, diagonal", llqr_diagonal, 0.004, "damping", LLQRConfig().solver.damping, code=OURS
+    ),
+    "llqr-sampled": Method(
+        "LLQR, sampled", llqr_sampled, 0.004, "damping", LLQRConfig.sampled().solver.damping, code=OURS
     ),
     "llqr-published": Method(
         "LLQR, published", llqr_published, 0.1, "eta_U", 1e-3, decays=through_momentum, code=OURS

@@ -1,18 +1,19 @@
-"""The closed form of a refit: average what the probes say of the curvature, and take the U that minimizes J over it.
+"""The closed form of a refit: average what the probes say of the curvature, and take the U that minimizes J there.
 
-With k probes V_j (gradients of the mean loss on micro-batches of m terms) and E the eigenvectors of their Gram
-matrices, drawn at refits 1, 2 and every b-th:
+With k probes V_j (gradients of the mean loss on micro-batches of m terms; or the gradient of a training step,
+k = m = 1) and E the eigenvectors of their averaged Gram matrices, renewed now and then:
 
     c <- average of (m/k) sum_j (E_Psi^T V_j E_Phi)^{o2},       U = E diag(1/(c + mu)) E^T,
 
-mu a fraction of the mean of c over all weights. A structure keeps of c what it can see: a scalar its mean, a dense
-block the whole matrix. All averages are bias-corrected. Tensors carry the blocks of a stack along their first axis.
+mu a fraction of the mean of c over all weights, or, with c in units of its own mean on every tensor, a number. A
+structure keeps of c what it can see: a scalar its mean, a dense block the whole matrix. All averages are
+bias-corrected. Tensors carry the blocks of a stack along their first axis.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llqr_sam_ref.config import ClosedForm
@@ -20,56 +21,129 @@ from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.distributed.shards import sum_over_shards
 from llqr_sam_ref.optim.preconditioner.stack import Own, Stack
+from llqr_sam_ref.optim.structures import Factors
 
-RIDGE = 1e-7
+RIDGE = 1e-7  # of the trace
+FLOOR = 1e-2  # of the mean eigenvalue
 
 
 def refit_closed_form(
-    stacks: list[Stack], V: Vector, m: float, solver: ClosedForm, ranks: Ranks, own: Own
+    stacks: list[Stack], V: Vector, m: float, solver: ClosedForm, every: int, ranks: Ranks, own: Own
 ) -> None:
     """Update the curvature estimate and take its minimizer.
+
+    A block none of whose parameters has a probe, and one whose probes are not finite, keeps what it remembers.
 
     Args:
         stacks: what is learned; changed in place.
         V: this rank's k probes, stacked along the first axis of each parameter's tensor.
-        m: terms in a micro-batch (m n for a summed loss of n terms).
+        m: terms in a micro-batch (m n for a summed loss).
         solver: the clocks of its averages and bases, and its damping.
+        every: training steps from one refit to the next.
         ranks: those that have probes.
         own: where counters are saved.
 
     Source: the book, thm-random-probe-optimum; E-KFAC, George et al. 2018 (arXiv 1806.03884), section 3.
     """
+    if not V:
+        return
     k = len(next(iter(V.values())))
-    due = [basis_due(stack.refits + 1, solver.basis_every) for stack in stacks]
-
-    turning = [stack for stack, now in zip(stacks, due, strict=True) if now and stack.structure.bases()]
-    grams = ranks.mean([stack.structure.gram_samples(stack.gather(V, (k,)), m / k) for stack in turning])
-    bases = []
-    for stack, samples in zip(turning, grams, strict=True):
-        gain = average_gain(solver.basis_ema, stack.bases_drawn + 1)
-        for gram, sample in samples.items():
-            stack.kept[gram].lerp_(sample, gain)
-        named = stack.structure.bases().items()
-        bases.append({basis: eigenbasis(stack.kept[gram], stack.kept[basis]) for basis, gram in named})
-    for stack, new in zip(turning, ranks.broadcast(bases), strict=True):
-        turns = {basis: E.mT @ stack.kept[basis] for basis, E in new.items()}
-        stack.kept["c"].copy_(stack.structure.turned(stack.kept["c"], turns))
-        for basis, E in new.items():
-            stack.kept[basis].copy_(E)
-
-    seen = ranks.mean([
-        stack.structure.curvature_sample(stack.kept, stack.gather(V, (k,)), m / k) for stack in stacks
+    stacks = [stack for stack in stacks if any(name in V for block in stack.blocks for name in block.names)]
+    probes = [stack.gather(V, (k,)) for stack in stacks]
+    usable = [_usable(stack, X, V) for stack, X in zip(stacks, probes, strict=True)]
+    probes = [torch.where(_wide(good, X), X, 0.0) for X, good in zip(probes, usable, strict=True)]
+    _average_grams(stacks, probes, usable, m / k, solver, every, ranks)
+    renewed = _renew_bases(stacks, solver, every, ranks)
+    samples = ranks.mean([
+        stack.structure.curvature_sample(stack.kept, X, m / k)
+        for stack, X in zip(stacks, probes, strict=True)
     ])
-    for stack, sample, now in zip(stacks, seen, due, strict=True):
-        stack.kept["c"].lerp_(sample, average_gain(solver.curvature_ema, stack.refits + 1))
-        stack.counted(stack.refits + 1, stack.bases_drawn + now, own)
+    gain_decay = decay(solver.curvature_memory, every)
+    for stack, sample, good, new in zip(stacks, samples, usable, renewed, strict=True):
+        _lerp(stack.kept["c"], sample, average_gain(gain_decay, stack.refits + 1), good)
+        stack.counted(stack.refits + 1, stack.bases_drawn + new, own)
+    _minimize(stacks, solver)
 
-    mu = damping(stacks, solver)
-    curved = mu > 0  # where no curvature has been seen at all, U stays as it was
+
+def _average_grams(
+    stacks: list[Stack],
+    probes: list[Tensor],
+    usable: list[Bool[Tensor, " b"]],
+    weight: float,
+    solver: ClosedForm,
+    every: int,
+    ranks: Ranks,
+) -> None:
+    between = refits_between(solver.gram_every, every)
+    sampled = [
+        (stack, X, good)
+        for stack, X, good in zip(stacks, probes, usable, strict=True)
+        if stack.structure.bases() and due(stack.refits + 1, between)
+    ]
+    past = decay(solver.basis_memory, max(solver.gram_every, every))
+    grams = ranks.mean([stack.structure.gram_samples(X, weight) for stack, X, _ in sampled])
+    for (stack, _, good), samples in zip(sampled, grams, strict=True):
+        gain = average_gain(past, times(stack.refits + 1, between))
+        for gram, sample in samples.items():
+            _lerp(stack.kept[gram], sample, gain, good)
+
+
+def _renew_bases(stacks: list[Stack], solver: ClosedForm, every: int, ranks: Ranks) -> list[bool]:
+    """New bases where they are due, and c carried over to them; says where."""
+    between = refits_between(solver.basis_every, every)
+    renewed = [due(stack.refits + 1, between) for stack in stacks]
+    turning = [stack for stack, now in zip(stacks, renewed, strict=True) if now and stack.structure.bases()]
+    bases = []
+    for stack in turning:
+        new = iterated_basis if solver.renewal == "iteration" else eigenbasis
+        named = stack.structure.bases().items()
+        bases.append({basis: new(stack.kept[gram], stack.kept[basis]) for basis, gram in named})
+    for stack, drawn in zip(turning, ranks.broadcast(bases), strict=True):
+        turns = {basis: E.mT @ stack.kept[basis] for basis, E in drawn.items()}
+        stack.kept["c"].copy_(stack.structure.turned(stack.kept["c"], turns))
+        for basis, E in drawn.items():
+            stack.kept[basis].copy_(E)
+    return renewed
+
+
+def _minimize(stacks: list[Stack], solver: ClosedForm) -> None:
+    """U at the curvature that is remembered; where none has been seen at all, U stays as it was."""
+    per_tensor = solver.damping_kind == "per-tensor"
+    mu = None if per_tensor else damping(stacks, solver)
     for stack in stacks:
-        here = torch.where(curved, mu, 1.0).to(stack.device, stack.dtype)
-        for name, array in stack.structure.minimizer(stack.kept["c"], here).items():
-            stack.kept[name].copy_(torch.where(curved.to(stack.device), array, stack.kept[name]))
+        c = stack.kept["c"]
+        new: Factors
+        if mu is None:
+            mean = sum_over_shards(stack.structure.trace(c), stack.heads) / stack.weights
+            seen = mean > 0
+            c = c / _wide(torch.where(seen, mean, 1.0), c)
+            new = stack.structure.minimizer(c, torch.full_like(mean[0], solver.damping))
+        else:
+            seen = (mu > 0).to(stack.device)
+            new = stack.structure.minimizer(
+                c.clone(), torch.where(mu > 0, mu, 1.0).to(stack.device, stack.dtype)
+            )
+        for name, array in new.items():
+            torch.where(_wide(seen, array), array, stack.kept[name], out=stack.kept[name])
+
+
+def _usable(stack: Stack, X: Float[Tensor, "b k *shape"], V: Vector) -> Bool[Tensor, " b"]:
+    """Which blocks of a stack have probes that are numbers."""
+    finite = X.flatten(1).sum(1).isfinite()  # where a sum overflows, so do the squares
+    here = [any(name in V for name in block.names) for block in stack.blocks]
+    return finite if all(here) else finite & torch.tensor(here, device=finite.device)
+
+
+def _lerp(
+    kept: Float[Tensor, "b ..."], sample: Float[Tensor, "b ..."], gain: float, good: Bool[Tensor, " b"]
+) -> None:
+    """Move what is kept towards a sample, where that is good."""
+    kept.lerp_(sample, _wide(good.to(kept.dtype) * gain, kept))
+
+
+def _wide(values: Tensor, like: Tensor) -> Tensor:
+    """One value per block, with as many axes as another tensor."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1)) if values.ndim else values
 
 
 def damping(stacks: list[Stack], solver: ClosedForm) -> Float[Tensor, ""]:
@@ -77,7 +151,7 @@ def damping(stacks: list[Stack], solver: ClosedForm) -> Float[Tensor, ""]:
 
     Args:
         stacks: what is learned.
-        solver: its damping, and of which kind that is.
+        solver: its damping, and of which kind that is: "relative" or "absolute".
 
     Returns:
         The number, in float64 on the first stack's device (on the host, if it is absolute).
@@ -89,11 +163,37 @@ def damping(stacks: list[Stack], solver: ClosedForm) -> Float[Tensor, ""]:
     traces = [stack.structure.trace(stack.kept["c"]) for stack in stacks]
     wide = torch.cat([trace.to(traces[0].device, torch.float64) for trace in traces])
     trace = sum_over_shards(wide, [head for stack in stacks for head in stack.heads]).sum()
-    return (
-        solver.damping
-        * trace
-        / sum(p.numel() for s in stacks for block in s.blocks for p in block.parameters)
-    )
+    return solver.damping * trace / sum(stack.weights * len(stack.blocks) for stack in stacks)
+
+
+def decay(memory: float, steps: int) -> float:
+    """What an average remembers after some training steps: (1 - 1/tau)^steps.
+
+    Args:
+        memory: tau, its time constant in training steps.
+        steps: from one sample to the next.
+
+    Returns:
+        The weight of the past at the next sample.
+
+    Source: the book, chapter 18.
+    """
+    return (1 - 1 / memory) ** steps
+
+
+def refits_between(steps: int, every: int) -> int:
+    """The number of refits that comes closest to a number of training steps, at least one.
+
+    Args:
+        steps: from one renewal to the next.
+        every: K, training steps between refits.
+
+    Returns:
+        The number.
+
+    Source: the book, chapter 18.
+    """
+    return max(1, round(steps / every))
 
 
 def average_gain(decay: float, count: int) -> float:
@@ -111,9 +211,14 @@ def average_gain(decay: float, count: int) -> float:
     return (1 - decay) / (1 - decay**count)
 
 
-def basis_due(refit: int, basis_every: int) -> bool:
-    """Whether refit number ``refit`` (the first is 1) computes bases: at 1, at 2 and at multiples of b."""
-    return refit <= 2 or refit % basis_every == 0
+def due(refit: int, every: int) -> bool:
+    """Whether refit number ``refit`` (the first is 1) does what is done every so often: at 1, at 2 and at multiples."""
+    return refit <= 2 or refit % every == 0
+
+
+def times(refit: int, every: int) -> int:
+    """How often that was done by refit number ``refit``, it included."""
+    return min(refit, 2) + max(0, refit // every - 2 // every)
 
 
 def eigenbasis(gram: Float[Tensor, "*b w w"], old: Float[Tensor, "*b w w"]) -> Float[Tensor, "*b w w"]:
@@ -132,3 +237,26 @@ def eigenbasis(gram: Float[Tensor, "*b w w"], old: Float[Tensor, "*b w w"]) -> F
     ridge = RIDGE * torch.linspace(1, 2, gram.shape[-1], dtype=gram.dtype, device=gram.device)
     scaled = gram / torch.where(trace > 0, trace, 1.0) + torch.diag(ridge)
     return torch.where(trace > 0, torch.linalg.eigh(scaled)[1], old)
+
+
+def iterated_basis(gram: Float[Tensor, "*b w w"], old: Float[Tensor, "*b w w"]) -> Float[Tensor, "*b w w"]:
+    """One step of orthogonal iteration from the old basis towards the eigenvectors; the old basis where gram is 0.
+
+    Args:
+        gram: symmetric, positive semidefinite.
+        old: basis to start from.
+
+    Returns:
+        Orthogonal matrices, their columns in the places of the old ones. The columns enter the QR factorization in
+        falling order of their Rayleigh quotients: leading directions are found first. A hundredth of the mean
+        eigenvalue is added to all: below it directions are not told apart, and rounding does not choose them.
+
+    Source: the book, thm-orthogonal-iteration; Golub and Van Loan 2013, section 8.2.
+    """
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    X = gram @ old
+    order = (old * X).sum(-2).argsort(dim=-1, descending=True, stable=True)[..., None, :].expand_as(X)
+    Q, R = torch.linalg.qr((X + FLOOR * trace / gram.shape[-1] * old).gather(-1, order))
+    signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q.dtype)
+    new = torch.empty_like(old).scatter_(-1, order, Q * signs[..., None, :])
+    return torch.where(trace > 0, new, old)

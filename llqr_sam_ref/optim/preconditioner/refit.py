@@ -17,7 +17,7 @@ def learn(
     stacks: list[Stack],
     V: Vector,
     terms: float,
-    curvature: AbstractContextManager[Callable[[Vector], Vector]],
+    curvature: AbstractContextManager[Callable[[Vector], Vector]] | None,
     config: LLQRConfig,
     ranks: Ranks,
     own: Own,
@@ -28,7 +28,7 @@ def learn(
         stacks: what is learned; changed in place.
         V: this rank's probes, stacked along the first axis of each parameter's tensor.
         terms: n, that the loss on the whole probe batch adds up.
-        curvature: entered by the inner loop alone; gives v -> G v, the same on all ranks.
+        curvature: entered by the inner loop alone, which needs it; gives v -> G v, the same on all ranks.
         config: what LLQR does.
         ranks: those whose probes are others than this one's.
         own: where counters are saved.
@@ -38,9 +38,10 @@ def learn(
         return
     if isinstance(solver, ClosedForm):
         m = terms / config.probes * (terms if config.reduction == "sum" else 1)
-        refit_closed_form(stacks, V, m, solver, ranks, own)
+        refit_closed_form(stacks, V, m, solver, config.every, ranks, own)
         return
     if config.probes > 1:
         V = {name: ranks.gather(tensor) for name, tensor in V.items()}
+    assert curvature is not None
     with curvature as product:
         refit_inner_loop(stacks, V, product, solver, own)

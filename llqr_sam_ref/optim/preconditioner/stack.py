@@ -63,6 +63,11 @@ class Stack:
         return self.blocks[0].guards_signs
 
     @property
+    def weights(self) -> int:
+        """How many weights a block has, those on other ranks included."""
+        return sum(p.numel() for p in self.blocks[0].parameters)
+
+    @property
     def heads(self) -> list[Tensor]:
         """The first parameter of each block: the one whose saved state holds the block's tensors."""
         return [block.head for block in self.blocks]

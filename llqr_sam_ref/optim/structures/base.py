@@ -251,7 +251,7 @@ class Structure(ABC):
         """The arrays of the U that minimizes E J over white probes.
 
         Args:
-            c: remembered curvature.
+            c: remembered curvature; may be overwritten.
             mu: damping, in units of curvature, positive.
 
         Returns:
@@ -299,3 +299,13 @@ class Structure(ABC):
             f"{type(self).__name__} has no closed form; define curvature_shape, curvature_sample, trace and "
             "minimizer, or learn it by the inner loop."
         )
+
+
+def sum_of_squares(V: Float[Tensor, "b k ..."], weight: float) -> Float[Tensor, "b ..."]:
+    """Weight sum_j V_j^{o2}, without a pass that changes nothing."""
+    return times(V.squeeze(1).square() if V.shape[1] == 1 else V.square().sum(1), weight)
+
+
+def times(new: Tensor, weight: float) -> Tensor:
+    """A tensor that nobody else has, times a number, in place."""
+    return new if weight == 1 else new.mul_(weight)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llqr_sam_ref.optim.structures.base import Cost, Factors, Shape
+from llqr_sam_ref.optim.structures.base import Cost, Factors, Shape, sum_of_squares, times
 from llqr_sam_ref.optim.structures.two_sided import TwoSided, kronecker_product, kronecker_squared_distance
 
 SEPARABLE_SWEEPS = 5
@@ -109,7 +109,7 @@ class EKFAC(TwoSided):
     ) -> Float[Tensor, "b m n"]:
         """Weight sum_j (E_Psi^T V_j E_Phi)^{o2}."""
         V = self.rotate({name: arrays[name].unsqueeze(1) for name in self.bases()}, V)
-        return V.square().sum(1) * weight
+        return sum_of_squares(V, weight)
 
     def trace(self, c: Float[Tensor, "b m n"]) -> Float[Tensor, " b"]:
         """The sum over the entries."""
@@ -117,7 +117,7 @@ class EKFAC(TwoSided):
 
     def minimizer(self, c: Float[Tensor, "b m n"], mu: Float[Tensor, ""]) -> Factors:
         """D = 1/(c + mu)."""
-        return {"D": (c + mu).reciprocal()}
+        return {"D": c.add_(mu).reciprocal_()}
 
     def bases(self) -> dict[str, str]:
         """Both bases, those of identity sides excepted."""
@@ -129,10 +129,10 @@ class EKFAC(TwoSided):
         samples = {}
         if self.psi.count:
             rows = V.movedim(1, -2).flatten(2)
-            samples["gram_Psi"] = self.psi.outer(rows, rows) * weight
+            samples["gram_Psi"] = times(self.psi.outer(rows, rows), weight)
         if self.phi.count:
             columns = V.movedim(-1, 1).flatten(2)
-            samples["gram_Phi"] = self.phi.outer(columns, columns) * weight
+            samples["gram_Phi"] = times(self.phi.outer(columns, columns), weight)
         return samples
 
     def turned(self, c: Float[Tensor, "b m n"], turns: Factors) -> Float[Tensor, "b m n"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llqr_sam_ref.optim.structures.base import Cost, Factors, Shape, Structure
+from llqr_sam_ref.optim.structures.base import Cost, Factors, Shape, Structure, sum_of_squares
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Scalar(Structure):
         self, arrays: Factors, V: Float[Tensor, "b k *shape"], weight: float
     ) -> Float[Tensor, "b 1"]:
         """The mean over the entries of weight sum_j V_j^{o2}."""
-        squares = V.square().sum(1) * weight
+        squares = sum_of_squares(V, weight)
         return squares.flatten(1).mean(1, keepdim=True)
 
     def trace(self, c: Float[Tensor, "b 1"]) -> Float[Tensor, " b"]:
@@ -60,7 +60,7 @@ class Scalar(Structure):
 
     def minimizer(self, c: Float[Tensor, "b 1"], mu: Float[Tensor, ""]) -> Factors:
         """1/(c + mu)."""
-        return {"u": (c + mu).reciprocal()}
+        return {"u": c.add_(mu).reciprocal_()}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Diagonal(Structure):
         self, arrays: Factors, V: Float[Tensor, "b k *shape"], weight: float
     ) -> Float[Tensor, "b ..."]:
         """Weight sum_j V_j^{o2}."""
-        return V.square().sum(1) * weight
+        return sum_of_squares(V, weight)
 
     def trace(self, c: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
         """The sum over the entries."""
@@ -108,4 +108,4 @@ class Diagonal(Structure):
 
     def minimizer(self, c: Float[Tensor, "b ..."], mu: Float[Tensor, ""]) -> Factors:
         """1/(c + mu), entry by entry."""
-        return {"d": (c + mu).reciprocal()}
+        return {"d": c.add_(mu).reciprocal_()}

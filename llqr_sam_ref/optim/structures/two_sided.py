@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -45,12 +46,12 @@ class TwoSided(Structure):
         """The structure of a matrix; a vector has no two sides and gets a diagonal."""
         return Diagonal(shape, positive) if len(shape) == 1 else cls(shape, positive, max_side, wide)
 
-    @property
+    @cached_property
     def psi(self) -> Side:
         """The output side."""
         return make_side(self.shape[0], self.max_side, self.wide)
 
-    @property
+    @cached_property
     def phi(self) -> Side:
         """The input side."""
         return make_side(self.shape[1], self.max_side, self.wide)

@@ -12,7 +12,7 @@ from llqr_sam_ref import SAM, frozen_batch_stats
 
 
 def train(accelerator: Accelerator, model: nn.Module, opt: SAM, decay: Any, loader: Any) -> None:
-    """One epoch with ``opt = SAM(LLQR(base, model, cross_entropy))``, or with a SAM over any other base."""
+    """One epoch with ``opt = SAM(LLQR(base, model))``, or with a SAM over any other base."""
     model, optimizer, decay, loader = accelerator.prepare(model, opt, decay, loader)
     kept: list[Any] = []  # the micro-batches of this step
     for batch in loader:
@@ -20,7 +20,7 @@ def train(accelerator: Accelerator, model: nn.Module, opt: SAM, decay: Any, load
         with accelerator.accumulate(model):
             accelerator.backward(cross_entropy(model(batch[0]), batch[1]))
             if accelerator.sync_gradients:
-                if getattr(opt, "refit_due", False):
+                if getattr(opt, "refit_due", False):  # only if U learns from probe batches
                     opt.refit(*batch)
                 with opt.perturbed(accelerator.scaler), frozen_batch_stats(model):
                     opt.zero_grad()

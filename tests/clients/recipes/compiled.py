@@ -13,7 +13,7 @@ def train(model: nn.Module, batches: list[tuple[Tensor, Tensor]], backend: str =
     fast = torch.compile(model, backend=backend)
     rate = torch.tensor(0.01)  # a tensor: a new value compiles nothing anew
     base = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
-    opt = SAM(LLQR(base, model, cross_entropy, probe=lambda: (inputs, targets)), rho=0.05)
+    opt = SAM(LLQR(base, model), rho=0.05)
     decay = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, len(batches))
     step = torch.compile(opt.step, backend=backend)
     for inputs, targets in batches:

@@ -10,27 +10,15 @@ from transformers import Trainer
 from llqr_sam_ref import frozen_batch_stats
 
 
-class Logits(nn.Module):
-    """The model as the labels' loss sees it: a tensor comes out, not an object that holds one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model(**inputs).logits
-        return logits
-
-
 class SAMTrainer(Trainer):
-    """Give it ``optimizers=(SAM(LLQR(base, Logits(model), cross_entropy)), None)``, or a SAM over any base."""
+    """Give it ``optimizers=(SAM(LLQR(base, model)), None)``, or a SAM over any base."""
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         opt = self.optimizer.optimizer  # inside the wrapper of Accelerate
         self.kept = [*getattr(self, "kept", []), inputs]  # the micro-batches of this step
         loss = super().training_step(model, dict(inputs), num_items_in_batch)
         if self.accelerator.sync_gradients:
-            if getattr(opt, "refit_due", False):
+            if getattr(opt, "refit_due", False):  # only if U learns from probe batches
                 opt.refit({k: v for k, v in inputs.items() if k != "labels"}, inputs["labels"])
             with opt.perturbed(self.accelerator.scaler), frozen_batch_stats(model):
                 opt.zero_grad()

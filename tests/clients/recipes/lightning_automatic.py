@@ -17,17 +17,13 @@ class Classifier(lightning.LightningModule):
         super().__init__()
         self.net = net
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.batch = batch  # what a refit learns from: the batch of its step
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         inputs, targets = batch
         return cross_entropy(self.net(inputs), targets)
 
     def configure_optimizers(self) -> Any:
         base = torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9)
-        llqr = LLQR(base, self.net, cross_entropy, probe=lambda: self.batch)
-        opt = SAM(llqr, rho=0.05, model=self.net)
+        opt = SAM(LLQR(base, self.net), rho=0.05, model=self.net)
         steps = int(self.trainer.estimated_stepping_batches)
         decay = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, steps)
         return {"optimizer": opt, "lr_scheduler": {"scheduler": decay, "interval": "step"}}

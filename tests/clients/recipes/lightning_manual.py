@@ -41,4 +41,4 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         base = torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9)
-        return SAM(LLQR(base, self.net, cross_entropy, probe=lambda: self.kept[-1]), rho=0.05)
+        return SAM(LLQR(base, self.net), rho=0.05)

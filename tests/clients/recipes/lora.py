@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from llqr_sam_ref import LLQR, SAM
 
@@ -15,4 +14,4 @@ def adapted(model: nn.Module, layers: list[str], head: str) -> tuple[PeftModel, 
     with_adapters = get_peft_model(model, config)
     trained = [p for p in with_adapters.parameters() if p.requires_grad]
     base = torch.optim.AdamW(trained, lr=0.01, weight_decay=0.0)
-    return with_adapters, SAM(LLQR(base, with_adapters, cross_entropy), rho=0.05)
+    return with_adapters, SAM(LLQR(base, with_adapters), rho=0.05)

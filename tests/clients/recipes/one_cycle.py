@@ -18,8 +18,6 @@ def train(model: nn.Module, opt: SAM, batches: list[Any]) -> None:
     for inputs, targets in batches:
         opt.zero_grad()
         cross_entropy(model(inputs), targets).backward()
-        if getattr(opt, "refit_due", False):
-            opt.refit(inputs, targets)
         with opt.perturbed(), frozen_batch_stats(model):
             opt.zero_grad()
             cross_entropy(model(inputs), targets).backward()

@@ -15,7 +15,7 @@ from llqr_sam_ref import LLQR, SAM, frozen_batch_stats
 
 def train(model: nn.Module, batches: list[Any], epochs: int) -> ModelEmaV3:
     base = create_optimizer_v2(model, opt="adamw", lr=0.01, weight_decay=0.05)  # none on biases and norms
-    opt = SAM(LLQR(base, model, cross_entropy, probe=lambda: (inputs, targets)), rho=0.05)
+    opt = SAM(LLQR(base, model), rho=0.05)
     schedule, _ = create_scheduler_v2(
         opt, "cosine", epochs, updates_per_epoch=len(batches), step_on_epochs=False
     )
