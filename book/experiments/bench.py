@@ -1,4 +1,4 @@
-"""What the methods cost, as ratios measured in one process: the table of `make bench`.
+"""What the methods cost, row after row (hence the length): ratios measured in one process, the table of `make bench`.
 
     python -m book.experiments.bench                 writes book/results/bench.json; twenty minutes on one core
     python -m book.experiments.bench --quick         small sizes: shows that it runs, its ratios mean nothing

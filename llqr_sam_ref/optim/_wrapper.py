@@ -1,4 +1,4 @@
-"""What SAM and LLQR share: an optimizer around another optimizer that is a torch.optim citizen itself.
+"""What SAM and LLQR share, one class whole (hence the length): an optimizer around another, a citizen itself.
 
 The base keeps what torch knows of (``state``, ``param_groups``, ``defaults``) and the wrapper only looks at
 it, so that schedulers, scalers, checkpointing and clipping see one optimizer. What the wrapper has to

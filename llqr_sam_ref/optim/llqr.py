@@ -1,4 +1,4 @@
-"""LLQR: learn an inverse preconditioner U of the layerwise LQR problem, and step by it.
+"""LLQR, one class whole (hence the length): learn an inverse preconditioner U of the LQR problem, and step by it.
 
     opt = LLQR(torch.optim.SGD(model.parameters(), lr=0.004, momentum=0.9, nesterov=True), model)
     for x, y in loader:

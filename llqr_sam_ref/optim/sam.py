@@ -1,4 +1,4 @@
-"""SAM over any optimizer and any metric: the gradient of the worst neighbor, the step from where one stands.
+"""SAM over any optimizer and metric, one class whole (hence the length): the gradient of the worst neighbor.
 
     epsilon = rho G^{-1} v / sqrt(v^T G^{-1} v),      w <- base(w, grad L(w + epsilon))
 

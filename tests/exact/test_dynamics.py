@@ -1,4 +1,4 @@
-"""Iterations against closed forms: cycles, basins, multipliers, thresholds; and the figures' golden paths."""
+"""Iterations against closed forms, one after the other (hence the length): cycles, basins, multipliers, thresholds."""
 
 from __future__ import annotations
 

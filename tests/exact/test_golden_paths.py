@@ -1,4 +1,4 @@
-"""The golden numbers of the live figures, reproduced by the package's dynamics."""
+"""The golden numbers of the live figures, one after the other (hence the length), by the package's dynamics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts about SAM, M-SAM and their relatives: what holds, at which order, and what does not hold."""
+"""Facts about SAM, M-SAM and relatives, one after the other (hence the length): what holds, at which order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The instrument that compares optimizers: every method on every task, the same for all, kept and found again."""
+"""The instrument that compares optimizers, part after part (hence the length): the same for all, kept, found again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a torch.optim citizen owes its users: one list, every optimizer of ours, on two bases.
+"""What a torch.optim citizen owes its users: one list (hence the length), every optimizer of ours, on two bases.
 
 A factory takes a base optimizer, the model and the loss. Optimizers with a ``perturbed`` block are run with
 both passes, those with ``refit_due`` are refitted when it says so.

@@ -1,4 +1,4 @@
-"""Curvature products against brute-force matrices, and what a set-up must leave alone."""
+"""Curvature products against brute-force matrices, one after the other (hence the length); no trace is left."""
 
 from __future__ import annotations
 

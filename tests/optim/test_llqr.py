@@ -1,4 +1,4 @@
-"""LLQR by itself: when it refits, what it leaves alone, how it steps, what it saves, what it reports."""
+"""LLQR by itself, promise after promise (hence the length): when it refits, how it steps, what it saves, reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What bad input gets from LLQR: an error that names argument, value and remedy, and weights that nobody touched."""
+"""What bad input gets from LLQR, case after case (hence the length): argument, value, remedy, weights untouched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SAM promises beyond being a citizen: its equation, its switches, its guards."""
+"""What SAM promises beyond being a citizen, promise after promise (hence the length): equation, switches, guards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of the live figures, nine digits each, from formulas other than the page's where there are any.
+"""Numbers of the live figures, figure after figure (hence the length), from formulas other than the page's.
 
 Each entry: the function in ``book/figures``, its arguments, and what some of its results must be. A key such
 as ``path.10`` means ``result["path"][10]``.

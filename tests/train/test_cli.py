@@ -1,4 +1,4 @@
-"""The command line: what it prints, where things lie, and what it answers to mistakes."""
+"""The command line, command after command (hence the length): what it prints, where things lie, mistakes answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Set up once at the weights of a module and a probe batch, then take many exact curvature-vector products.
+"""Set up once at a module's weights and a batch, then take many curvature products: one class (hence the length).
 
 With outputs z = f(w, x), loss l(z, y), Jacobian J = dz/dw, and states x_i = outputs of named modules with J_i
 = dx_i/dw:
