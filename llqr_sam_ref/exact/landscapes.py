@@ -204,7 +204,7 @@ def curved_valley() -> Landscape:
     Returns:
         The landscape.
 
-    Source: the book, (7.2).
+    Source: the book, chapter 7.
     """
 
     def gradient(w: Array) -> Array:

@@ -170,7 +170,7 @@ def valley_drift(h: float, h_slope: float, eta: float, rho: float) -> float:
     Returns:
         The change of u.
 
-    Source: the book, (7.2); thm-sam-valley-drift.
+    Source: the book, (7.1); thm-sam-valley-drift.
     """
     return (
         -2 * eta * (_radius(rho) / (2 - _stable("eta", eta, h, 0.0))) ** 2 * check_number("h_slope", h_slope)

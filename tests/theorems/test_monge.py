@@ -259,20 +259,6 @@ def _penalty_errors(radius: Callable[[float], float], slope: Callable[[float], f
     return [relative((loss.gradient(w + rho * radius(s) * g / s) - g) / rho, penalty) for rho in (1e-3, 1e-4)]
 
 
-@mutation("the unnormalized rule is penalized by rho |g|^2", unnormalized=lambda s: 2 * s)
-def test_thm_radial_regulariser(unnormalized: Callable[[float], float] = lambda s: s) -> None:
-    """A rule |e| = rho r(|g|) follows L + rho R(|g|) with R' = r, to first order in rho."""
-    rules: list[tuple[Callable[[float], float], Callable[[float], float]]] = [
-        (lambda s: 1.0, lambda s: 1.0),
-        (lambda s: s, unnormalized),
-        (lambda s: (1 + s * s) ** -0.5, lambda s: (1 + s * s) ** -0.5),
-        (lambda s: s**3, lambda s: s**3),
-    ]
-    for radius, slope in rules:
-        coarse, fine = _penalty_errors(radius, slope)
-        assert abs(coarse / fine - 10) < 0.6
-
-
 @mutation("arctan in place of asinh", slope=lambda s: 1 / (1 + s * s))
 def test_cor_msam_asinh(slope: Callable[[float], float] = lambda s: 1 / float(np.sqrt(1 + s * s))) -> None:
     def radius(s: float) -> float:
