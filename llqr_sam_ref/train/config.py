@@ -127,7 +127,7 @@ class OptimizerConfig(Settings):
     def check(self) -> None:
         """See that every value is allowed and read, those for LLQR among them."""
         super().check()
-        llqr_config(self)
+        llqr_config(self.optimizer, self.llqr)
 
     @classmethod
     def check_values(cls, settings: Mapping[str, Any]) -> None:

@@ -7,19 +7,16 @@ and the palette of the book. A new method is a new row. Nothing here imports tor
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llqr_sam_ref.config import RENAMED, ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import UserError, check_choice
-from llqr_sam_ref.train.fields import either
+from llqr_sam_ref.train.fields import Settings, either
 from llqr_sam_ref.train.settings import parse
-
-if TYPE_CHECKING:
-    from llqr_sam_ref.train.config import OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -75,11 +72,11 @@ class Made:
     def __init__(self, place: str, **arguments: str) -> None:
         self.place, self.arguments = place, arguments
 
-    def make(self, config: OptimizerConfig, *first: Any, **more: Any) -> Any:
+    def make(self, config: Settings, *first: Any, **more: Any) -> Any:
         """Make it.
 
         Args:
-            config: the settings.
+            config: the group of settings that has those named by the arguments.
             *first: arguments that are no settings.
             **more: the same by name.
 
@@ -300,23 +297,24 @@ def missing_reader(setting: str, optimizer: str, base: str) -> str | None:
 SOLVERS: dict[str, type[ClosedForm | InnerLoop]] = {"closed-form": ClosedForm, "inner-loop": InnerLoop}
 
 
-def llqr_config(config: OptimizerConfig) -> LLQRConfig | None:
+def llqr_config(optimizer: str, words: Sequence[str]) -> LLQRConfig | None:
     """What LLQR is told by a run.
 
     ``every=20 damping=0.1`` are settings of LLQRConfig and of the method's solver; ``solver=inner-loop`` and
     ``solver=closed-form`` take the other solver with its own defaults.
 
     Args:
-        config: the run's optimizer.
+        optimizer: the method.
+        words: settings of LLQR as key=value.
 
     Returns:
-        The method's settings with those of ``config.llqr`` over them; None for methods without LLQR.
+        The method's settings with those words over them; None for methods without LLQR.
 
     Raises:
         UserError: a setting is unknown, not allowed, or read by the other solver only.
     """
-    make = METHODS[config.optimizer].preconditioner
-    settings = parse("llqr", config.llqr)
+    make = METHODS[optimizer].preconditioner
+    settings = parse("llqr", words)
     if make is None:
         return None
     own = make()

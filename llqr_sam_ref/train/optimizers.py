@@ -43,7 +43,7 @@ def build_optimizer(
     method = METHODS[config.optimizer]
     with refused():
         optimizer = _base(config, model)
-        settings = llqr_config(config)
+        settings = llqr_config(config.optimizer, config.llqr)
         if settings is not None:
             free = settings.probe_vector == "step"  # then no batch is to be fetched
             optimizer = LLQR(

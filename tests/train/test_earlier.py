@@ -131,7 +131,7 @@ def test_settings_of_llqr_by_their_present_names(
     config = as_now(older, "x")
     assert config.optimizer.llqr == now
     assert as_now(config.flat(), "x") == config
-    assert llqr_config(config.optimizer) is not None
+    assert llqr_config(config.optimizer.optimizer, config.optimizer.llqr) is not None
 
 
 def test_what_a_newer_version_wrote_is_refused(tmp_path: Path) -> None:

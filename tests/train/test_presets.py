@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 
 from llqr_sam_ref.config import LLQRConfig
+from llqr_sam_ref.train.config import TrainConfig
 from llqr_sam_ref.train.methods import METHODS, llqr_config
 from llqr_sam_ref.train.models import MODELS
 from llqr_sam_ref.train.presets import PRESETS, configured
 from llqr_sam_ref.train.schedule import warmup_steps
 from llqr_sam_ref.train.sources import SOURCES
+
+
+def _llqr(config: TrainConfig) -> LLQRConfig | None:
+    return llqr_config(config.optimizer.optimizer, config.optimizer.llqr)
 
 
 @pytest.mark.parametrize("optimizer", METHODS)
@@ -21,7 +26,7 @@ def test_every_preset_goes_with_every_method(preset: str, optimizer: str) -> Non
     assert config.optimizer.optimizer == optimizer
     assert config.data.data in SOURCES
     assert config.model.model in MODELS
-    settings = llqr_config(config.optimizer)
+    settings = _llqr(config)
     assert (settings is not None) == optimizer.startswith("llqr")
 
 
@@ -95,12 +100,12 @@ def test_published_numbers(preset: str) -> None:
     assert {name: found[name] for name in PUBLISHED[preset]} == PUBLISHED[preset]
     ema = 0.925 if preset == "transformer-iwslt14" else 0.95
     expected = LLQRConfig.published(every=REFITS.get(preset, 1000), ema=ema)
-    assert llqr_config(config.optimizer) == expected
+    assert _llqr(config) == expected
 
 
 def test_reported_numbers_differ_where_reports_differ() -> None:
-    cifar = llqr_config(configured("resnet18-cifar10", "llqr-reported").optimizer)
-    imagenet = llqr_config(configured("resnet50-imagenet", "llqr-reported").optimizer)
+    cifar = _llqr(configured("resnet18-cifar10", "llqr-reported"))
+    imagenet = _llqr(configured("resnet50-imagenet", "llqr-reported"))
     assert cifar == LLQRConfig.published(structure="ekfac", steps=25, lr=5e-3, every=500)
     assert imagenet == LLQRConfig.published(structure="ekfac", steps=25, lr=5e-3, every=1500)
 
@@ -130,9 +135,9 @@ def test_methods_keep_the_product_of_rate_and_decay() -> None:
 
 def test_settings_of_llqr_lie_over_the_methods() -> None:
     config = configured("digits-mlp", "llqr-published").replace(llqr=("every=7", "structure=kronecker"))
-    assert llqr_config(config.optimizer) == LLQRConfig.published(every=7, structure="kronecker")
+    assert _llqr(config) == LLQRConfig.published(every=7, structure="kronecker")
     with pytest.raises(ValueError, match="did you mean 'every'"):
-        llqr_config(config.replace(llqr=("evry=7",)).optimizer)
+        _llqr(config.replace(llqr=("evry=7",)))
 
 
 def test_which_methods_perturb() -> None:

@@ -167,7 +167,7 @@ def test_a_base_under_a_base_is_refused() -> None:
 
 
 def told(method: str, *pairs: str) -> LLQRConfig:
-    config = llqr_config(OptimizerConfig(optimizer=method, llqr=pairs))
+    config = llqr_config(method, OptimizerConfig(optimizer=method, llqr=pairs).llqr)
     assert config is not None
     return config
 

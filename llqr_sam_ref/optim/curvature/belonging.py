@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from llqr_sam_ref.optim._memory import raise_out_of_memory
+from llqr_sam_ref.optim.curvature.memory import raise_out_of_memory
 from llqr_sam_ref.optim.curvature.outputs import Outputs, floats, rebuilt
 from llqr_sam_ref.optim.likelihood.base import REDUCTIONS, Likelihood, LossFn
 from llqr_sam_ref.optim.likelihood.inference import REMEDY

@@ -20,8 +20,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from llqr_sam_ref.errors import unknown_name
-from llqr_sam_ref.optim._memory import raise_out_of_memory
 from llqr_sam_ref.optim._tree import Tree, flatten, map_tensors, tensors_of, unflatten
+from llqr_sam_ref.optim.curvature.memory import raise_out_of_memory
 from llqr_sam_ref.optim.curvature.outputs import Outputs, alike, all_finite, described, floats
 from llqr_sam_ref.optim.curvature.settings import settings
 from llqr_sam_ref.optim.likelihood import LossFn

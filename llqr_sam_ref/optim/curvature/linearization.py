@@ -24,7 +24,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llqr_sam_ref.errors import check_choice, check_number
-from llqr_sam_ref.optim._memory import raise_out_of_memory
 from llqr_sam_ref.optim.curvature.belonging import held_against
 from llqr_sam_ref.optim.curvature.derivatives import (
     HessianProduct,
@@ -37,6 +36,7 @@ from llqr_sam_ref.optim.curvature.derivatives import (
     trace_jacobian,
 )
 from llqr_sam_ref.optim.curvature.functional import Batch, Point, PureModule, Vector, isolated
+from llqr_sam_ref.optim.curvature.memory import raise_out_of_memory
 from llqr_sam_ref.optim.curvature.outputs import (
     Outputs,
     alike,

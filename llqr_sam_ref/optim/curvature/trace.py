@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from llqr_sam_ref.optim._memory import raise_out_of_memory
+from llqr_sam_ref.optim.curvature.memory import raise_out_of_memory
 
 Tensors = Sequence[Tensor]
 VALUES = -1  # what a node that depends on the primals alone belongs to; maps are numbered from 0

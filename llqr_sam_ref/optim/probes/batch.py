@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
-from llqr_sam_ref.optim._memory import raise_out_of_memory
 from llqr_sam_ref.optim._tree import batch_size, check_split, flatten, micro_batch, sizes, tensors_of
 from llqr_sam_ref.optim.curvature.belonging import held_against
 from llqr_sam_ref.optim.curvature.functional import PureModule, Vector, isolated
 from llqr_sam_ref.optim.curvature.linearization import Linearization
+from llqr_sam_ref.optim.curvature.memory import raise_out_of_memory
 from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.distributed.shards import resharded
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn

@@ -19,9 +19,9 @@ from torch.func import grad, vmap
 from torch.nn.modules.conv import _ConvNd
 
 from llqr_sam_ref.errors import check_count
-from llqr_sam_ref.optim._memory import raise_out_of_memory
 from llqr_sam_ref.optim._tree import batch_size, check_split, is_split, sizes
 from llqr_sam_ref.optim.curvature.functional import Batch, Point, PureModule, Vector, isolated
+from llqr_sam_ref.optim.curvature.memory import raise_out_of_memory
 from llqr_sam_ref.optim.curvature.outputs import Outputs, all_finite
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn
 
