@@ -116,6 +116,19 @@ def _normal(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
+def network() -> nn.Sequential:
+    """A small classifier in float64, the same each time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def batch(t: int = 0) -> tuple[Tensor, Tensor]:
+    """The examples of step ``t``, and labels that it can learn."""
+    generator = torch.Generator().manual_seed(t)
+    x = torch.randn(16, 4, generator=generator, dtype=torch.float64)
+    return x, (x[:, :3] + 0.3 * x[:, 1:]).argmax(1)
+
+
 def random_vector(module: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """A random vector of trainable weights."""
     generator = torch.Generator().manual_seed(seed)

@@ -17,21 +17,11 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
 from llqr_sam_ref import LLQR, SAM, LLQRConfig
+from tests.optim._models import batch, network
 from tests.optim._training import backward, same, weights
 
 loss_fn = nn.CrossEntropyLoss()
 RHO = 0.5
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
-
-
-def batch(t: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(t)
-    x = torch.randn(16, 4, generator=generator, dtype=torch.float64)
-    return x, (x[:, :3] + 0.3 * x[:, 1:]).argmax(1)
 
 
 def slope(model: nn.Module, t: int = 0) -> Tensor:
