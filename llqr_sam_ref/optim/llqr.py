@@ -288,16 +288,19 @@ class LLQR(OptimizerWrapper):
             if free and not batch.sharded:
                 V = dict(zip(V, ranks.mean(list(V.values())), strict=True))
             others = Ranks() if batch.sharded or free else ranks
-            self._learn(V, 1.0 if free else batch.total, self._curvature(batch), others)
+            self._learn(
+                self._preconditioner(), V, 1.0 if free else batch.total, self._curvature(batch), others
+            )
 
     def _learn(
         self,
+        learned: Preconditioner,
         V: Vector,
         terms: float,
         curvature: AbstractContextManager[Callable[[Vector], Vector]] | None,
         ranks: Ranks,
     ) -> None:
-        stacks = [stack for stack in self._preconditioner().stacks if stack.trainable]
+        stacks = [stack for stack in learned.stacks if stack.trainable]
         with full_precision(stack.device for stack in stacks):
             learn(stacks, V, terms, curvature, self._config, ranks, self.own)
         for group in self.param_groups:
@@ -395,7 +398,7 @@ class LLQR(OptimizerWrapper):
             if not any(map(is_sharded, present)) and not (self._ddp and self._ddp.require_forward_param_sync):
                 g = Ranks.of(self.process_group).mean(g)
             V = {learned.names[p]: x.unsqueeze(0) for p, x in zip(present, g, strict=True)}
-            self._learn(V, 1.0, None, Ranks())
+            self._learn(learned, V, 1.0, None, Ranks())
 
     def _refit_if_due(self) -> None:
         if self.probe is None or not self.refit_due:

@@ -132,8 +132,8 @@ def update_from_zero(base: Optimizer, parameters: Sequence[Tensor]) -> Iterator[
     finally:
         for group, before in zip(base.param_groups, settings, strict=True):
             group.update(before)
-        for parameter, weight, now in zip(parameters, weights, local_tensors(parameters), strict=True):
-            if now.data_ptr() != weight.data_ptr() and not is_sharded(parameter):
+        for parameter, weight in zip(parameters, weights, strict=True):
+            if parameter.data_ptr() != weight.data_ptr() and not is_sharded(parameter):
                 parameter.data = weight  # a base that makes new weights instead of writing to them
         if weights:
             torch._foreach_copy_(weights, saved)

@@ -20,9 +20,14 @@ Tensors = Sequence[Float[Tensor, "*shape"]]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a ``DTensor``; nothing can be one before its module was imported."""
+    """Whether a tensor is a ``DTensor``."""
+    return isinstance(tensor, _sharded_class())
+
+
+def _sharded_class() -> Any:
+    """``DTensor``; before its module was imported nothing can be one, and this is the empty tuple."""
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    return () if module is None else module.DTensor
 
 
 @contextmanager
@@ -48,7 +53,10 @@ def local_tensors(tensors: Tensors) -> list[Tensor]:
     Returns:
         One plain real tensor for each.
     """
-    shards: list[Tensor] = [(_placed(t).to_local() if is_sharded(t) else t).detach() for t in tensors]
+    sharded = (
+        "torch.distributed.tensor" in sys.modules
+    )  # else nothing is: not asked of every tensor in every step
+    shards = [(_placed(t).to_local() if sharded and is_sharded(t) else t).detach() for t in tensors]
     return [torch.view_as_real(t) if t.is_complex() else t for t in shards]
 
 
@@ -95,9 +103,10 @@ def match_sharding(tensors: Tensors, parameters: Tensors) -> list[Tensor]:
     Returns:
         The tensors, redistributed where the layout differs.
     """
+    sharded = _sharded_class()
     return [
         _placed(t).redistribute(placements=_placed(p).placements)
-        if is_sharded(t) and _placed(t).placements != _placed(p).placements
+        if isinstance(t, sharded) and _placed(t).placements != _placed(p).placements
         else t
         for t, p in zip(tensors, parameters, strict=True)
     ]
@@ -164,8 +173,9 @@ def sum_over_shards(values: Float[Tensor, "n ..."], parameters: Tensors) -> Floa
         RuntimeError: a parameter is a partial sum, whose norm is not known locally.
     """
     rows: dict[Any, list[int]] = {}
+    sharded = _sharded_class()
     for index, parameter in enumerate(parameters):
-        if is_sharded(parameter):
+        if isinstance(parameter, sharded):
             for group in _shard_groups(index, _placed(parameter)):
                 rows.setdefault(group, []).append(index)
     for group, indices in rows.items():
@@ -193,7 +203,7 @@ def _gather(scalars: Sequence[Tensor]) -> Tensor:
     """Stack 0-d tensors, possibly of several devices, in the widest float of the first one's device."""
     device = scalars[0].device
     wide = torch.float32 if device.type == "mps" else torch.float64
-    return torch.stack([s.to(device) for s in scalars]).to(wide)
+    return torch.stack([s if s.device == device else s.to(device) for s in scalars]).to(wide)
 
 
 def _placed(tensor: Tensor) -> Any:

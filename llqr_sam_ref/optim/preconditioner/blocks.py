@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import unknown_name
-from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors
 from llqr_sam_ref.optim.structures import STRUCTURES, Shape, Structure, make_structure
 
@@ -58,29 +56,6 @@ class Block:
             if is_sharded(self.head)
             else self.kept_shapes
         )
-
-    def gather(self, vector: Mapping[str, Tensor]) -> Float[Tensor, "*block"]:
-        """The block's entries of a vector of weights.
-
-        Args:
-            vector: tensors by parameter name; leading axes beyond the parameters' shapes are kept.
-
-        Returns:
-            A view where one parameter makes the block, else a new tensor.
-        """
-        parts = []
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            tensor = vector[name]
-            parts.append(tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1))
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return joined.reshape(*joined.shape[:-1], *self.structure.shape)
-
-    def scatter(self, X: Float[Tensor, "*block"]) -> Vector:
-        """The tensors by parameter name whose ``gather`` is X: views of X."""
-        flat = X.flatten(-len(self.structure.shape))
-        parts = torch.split(flat, [math.prod(shape) for shape in self.shapes], -1)
-        named = zip(self.names, self.shapes, parts, strict=True)
-        return {name: part.reshape((*part.shape[:-1], *shape)) for name, shape, part in named}
 
 
 def make_blocks(

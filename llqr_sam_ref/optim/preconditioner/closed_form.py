@@ -21,7 +21,6 @@ from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.distributed.shards import sum_over_shards
 from llqr_sam_ref.optim.preconditioner.stack import Own, Stack
-from llqr_sam_ref.optim.structures import Factors
 
 RIDGE = 1e-7  # of the trace
 FLOOR = 1e-2  # of the mean eigenvalue
@@ -50,8 +49,11 @@ def refit_closed_form(
     k = len(next(iter(V.values())))
     stacks = [stack for stack in stacks if any(name in V for block in stack.blocks for name in block.names)]
     probes = [stack.gather(V, (k,)) for stack in stacks]
-    usable = [_usable(stack, X, V) for stack, X in zip(stacks, probes, strict=True)]
-    probes = [torch.where(_wide(good, X), X, 0.0) for X, good in zip(probes, usable, strict=True)]
+    usable = _usable(stacks, probes, V)
+    probes = [
+        X if good is None else torch.where(_wide(good, X), X, 0.0)
+        for X, good in zip(probes, usable, strict=True)
+    ]
     _average_grams(stacks, probes, usable, m / k, solver, every, ranks)
     renewed = _renew_bases(stacks, solver, every, ranks)
     samples = ranks.mean([
@@ -68,7 +70,7 @@ def refit_closed_form(
 def _average_grams(
     stacks: list[Stack],
     probes: list[Tensor],
-    usable: list[Bool[Tensor, " b"]],
+    usable: list[Bool[Tensor, " b"] | None],
     weight: float,
     solver: ClosedForm,
     every: int,
@@ -108,37 +110,64 @@ def _renew_bases(stacks: list[Stack], solver: ClosedForm, every: int, ranks: Ran
 
 def _minimize(stacks: list[Stack], solver: ClosedForm) -> None:
     """U at the curvature that is remembered; where none has been seen at all, U stays as it was."""
-    per_tensor = solver.damping_kind == "per-tensor"
-    mu = None if per_tensor else damping(stacks, solver)
-    for stack in stacks:
-        c = stack.kept["c"]
-        new: Factors
-        if mu is None:
-            mean = sum_over_shards(stack.structure.trace(c), stack.heads) / stack.weights
-            seen = mean > 0
-            c = c / _wide(torch.where(seen, mean, 1.0), c)
-            new = stack.structure.minimizer(c, torch.full_like(mean[0], solver.damping))
-        else:
-            seen = (mu > 0).to(stack.device)
-            new = stack.structure.minimizer(
-                c.clone(), torch.where(mu > 0, mu, 1.0).to(stack.device, stack.dtype)
-            )
-        for name, array in new.items():
-            torch.where(_wide(seen, array), array, stack.kept[name], out=stack.kept[name])
+    curvatures = [stack.kept["c"] for stack in stacks]
+    if solver.damping_kind == "per-tensor":
+        units = [
+            sum_over_shards(stack.structure.trace(c), stack.heads) / stack.weights
+            for stack, c in zip(stacks, curvatures, strict=True)
+        ]
+        seen, mu = (
+            known([unit > 0 for unit in units]),
+            torch.tensor(solver.damping, dtype=torch.float64, device="cpu"),
+        )
+        curvatures = [
+            torch.div(c, _wide(unit, c), out=stack.rates)
+            if there is None
+            else c / _wide(torch.where(there, unit, 1.0), c)
+            for stack, c, unit, there in zip(stacks, curvatures, units, seen, strict=True)
+        ]
+    else:
+        mu = damping(stacks, solver)
+        seen = known([(mu > 0).to(stack.device).reshape(1) for stack in stacks])
+        mu, curvatures = torch.where(mu > 0, mu, 1.0), [c.clone() for c in curvatures]
+    for stack, c, there in zip(stacks, curvatures, seen, strict=True):
+        for name, array in stack.structure.minimizer(c, mu.to(stack.device, stack.dtype)).items():
+            kept = stack.kept[name]
+            if there is not None:
+                torch.where(_wide(there, array), array, kept, out=kept)
+            elif array is not kept:
+                kept.copy_(array)
 
 
-def _usable(stack: Stack, X: Float[Tensor, "b k *shape"], V: Vector) -> Bool[Tensor, " b"]:
-    """Which blocks of a stack have probes that are numbers."""
-    finite = X.flatten(1).sum(1).isfinite()  # where a sum overflows, so do the squares
-    here = [any(name in V for name in block.names) for block in stack.blocks]
-    return finite if all(here) else finite & torch.tensor(here, device=finite.device)
+def known(masks: list[Bool[Tensor, " b"]]) -> list[Bool[Tensor, " b"] | None]:
+    """Masks, or None for each if all are true everywhere: asked on the host alone, where the answer costs no wait."""
+    free = all(answers_at_once(mask.device) for mask in masks)
+    return [None] * len(masks) if free and bool(torch.cat(masks).all()) else [*masks]
+
+
+def answers_at_once(device: torch.device) -> bool:
+    """Whether a number can be read without waiting for work that was queued before."""
+    return device.type == "cpu"
+
+
+def _usable(stacks: list[Stack], probes: list[Tensor], V: Vector) -> list[Bool[Tensor, " b"] | None]:
+    """Which blocks of each stack have probes that are numbers; None for all."""
+    masks = []
+    for stack, X in zip(stacks, probes, strict=True):
+        finite = X.flatten(1).sum(1).isfinite()  # where a sum overflows, so do the squares
+        here = [any(name in V for name in block.names) for block in stack.blocks]
+        masks.append(finite if all(here) else finite & torch.tensor(here, device=finite.device))
+    return known(masks)
 
 
 def _lerp(
-    kept: Float[Tensor, "b ..."], sample: Float[Tensor, "b ..."], gain: float, good: Bool[Tensor, " b"]
+    kept: Float[Tensor, "b ..."],
+    sample: Float[Tensor, "b ..."],
+    gain: float,
+    good: Bool[Tensor, " b"] | None,
 ) -> None:
     """Move what is kept towards a sample, where that is good."""
-    kept.lerp_(sample, _wide(good.to(kept.dtype) * gain, kept))
+    kept.lerp_(sample, gain if good is None else _wide(good.to(kept.dtype) * gain, kept))
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:
@@ -247,16 +276,37 @@ def iterated_basis(gram: Float[Tensor, "*b w w"], old: Float[Tensor, "*b w w"]) 
         old: basis to start from.
 
     Returns:
-        Orthogonal matrices, their columns in the places of the old ones. The columns enter the QR factorization in
-        falling order of their Rayleigh quotients: leading directions are found first. A hundredth of the mean
-        eigenvalue is added to all: below it directions are not told apart, and rounding does not choose them.
+        Orthogonal matrices, their columns in the places of the old ones. The columns are made orthogonal in falling
+        order of their Rayleigh quotients: leading directions are found first. A hundredth of the mean eigenvalue is
+        added to all: below it directions are not told apart, and rounding does not choose them.
 
     Source: the book, thm-orthogonal-iteration; Golub and Van Loan 2013, section 8.2.
     """
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     X = gram @ old
     order = (old * X).sum(-2).argsort(dim=-1, descending=True, stable=True)[..., None, :].expand_as(X)
-    Q, R = torch.linalg.qr((X + FLOOR * trace / gram.shape[-1] * old).gather(-1, order))
-    signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q.dtype)
-    new = torch.empty_like(old).scatter_(-1, order, Q * signs[..., None, :])
+    Q = orthonormal_columns((X + FLOOR * trace / gram.shape[-1] * old).gather(-1, order))
+    new = torch.empty_like(old).scatter_(-1, order, Q)
     return torch.where(trace > 0, new, old)
+
+
+def orthonormal_columns(X: Float[Tensor, "*b w w"]) -> Float[Tensor, "*b w w"]:
+    """The factor Q of X = Q R, the diagonal of R positive: by Cholesky, X^T X = R^T R and Q = X R^{-1}, in float64.
+
+    The squared condition number enters: with that of ``iterated_basis``, at most 100 w, one pass leaves errors of
+    1e-8, below the rounding of float32. Float64 takes a second pass. Much faster than Householder's reflections on
+    accelerators, twice as fast on small matrices of the host, and it waits for no device.
+
+    Args:
+        X: square matrices.
+
+    Returns:
+        Matrices with orthonormal columns; where X is singular, whatever comes out.
+
+    Source: Yamamoto et al. 2015, "Roundoff error analysis of the CholeskyQR2 algorithm".
+    """
+    Q = X.to("cpu", torch.float64) if X.device.type == "mps" else X.double()
+    for _ in range(2 if X.dtype is torch.float64 else 1):
+        R_transposed, _ = torch.linalg.cholesky_ex(Q.mT @ Q)
+        Q = torch.linalg.solve_triangular(R_transposed, Q.mT, upper=False).mT
+    return Q.to(X)

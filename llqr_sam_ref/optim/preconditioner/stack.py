@@ -6,8 +6,10 @@ nothing is copied in a step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.distributed.shards import local_tensors, placed_as
 from llqr_sam_ref.optim.preconditioner.blocks import Block
-from llqr_sam_ref.optim.structures import Factors, Structure
+from llqr_sam_ref.optim.structures import Factors, Shape, Structure
 
 Own = dict[Tensor, dict[str, Any]]
 COUNTS = ("refits", "bases_drawn")
@@ -25,7 +27,7 @@ COUNTS = ("refits", "bases_drawn")
 
 @dataclass(eq=False)
 class Stack:
-    """Blocks of equal structure, precision, device and age, handled at once.
+    """Blocks of equal structure, shapes, precision, device and age, handled at once.
 
     Args:
         blocks: in the order of the first axis.
@@ -47,12 +49,24 @@ class Stack:
     bases_drawn: int = 0
     clip_hits: dict[str, Int[Tensor, " b"]] = field(default_factory=dict)
 
-    @property
+    @cached_property
+    def columns(self) -> list[tuple[tuple[str, ...], Shape]]:
+        """The first parameter of every block, the second, and so on: their names, and their shape on this rank."""
+        names = zip(*(block.names for block in self.blocks), strict=True)
+        return list(zip(names, self.blocks[0].shapes, strict=True))
+
+    @cached_property
     def arrays(self) -> Factors:
         """The stored arrays of U."""
         return {name: self.kept[name] for name in self.structure.array_shapes()}
 
-    @property
+    @cached_property
+    def rates(self) -> Tensor | None:
+        """The stored array with one number per entry, where there is one and the curvature has its shape."""
+        alike = (self.kept[name] for name in self.structure.scales if name in self.kept)
+        return next((array for array in alike if array.shape == self.kept["c"].shape), None)
+
+    @cached_property
     def trainable(self) -> bool:
         """Whether there is something to learn."""
         return any(block.trainable for block in self.blocks)
@@ -82,21 +96,26 @@ class Stack:
         Returns:
             The stack, in its precision; a view if there is one block of one parameter.
         """
-        full = dict(vector)
-        for block in self.blocks:
-            for name, shape in zip(block.names, block.shapes, strict=True):
-                if name not in full:
-                    full[name] = torch.zeros((*leading, *shape), dtype=self.dtype, device=self.device)
-        parts = [block.gather(full) for block in self.blocks]
-        return (parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)).to(self.dtype)
+        columns = []
+        for names, shape in self.columns:
+            tensors = [vector[name] if name in vector else self._zeros(leading, shape) for name in names]
+            stacked = tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+            columns.append(stacked.reshape(*stacked.shape[: stacked.ndim - len(shape)], math.prod(shape)))
+        joined = columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+        return joined.reshape(*joined.shape[:-1], *self.structure.shape).to(self.dtype)
 
     def scatter(self, X: Float[Tensor, "b ..."]) -> Vector:
         """The tensors by parameter name, views of X."""
-        return {
-            name: part
-            for block, x in zip(self.blocks, X, strict=True)
-            for name, part in block.scatter(x).items()
-        }
+        flat = X.flatten(-len(self.structure.shape))
+        sizes = [math.prod(shape) for _, shape in self.columns]
+        parts = (flat,) if len(sizes) == 1 else torch.split(flat, sizes, -1)
+        vector: Vector = {}
+        for (names, shape), part in zip(self.columns, parts, strict=True):
+            vector.update(zip(names, part.reshape(*part.shape[:-1], *shape).unbind(), strict=True))
+        return vector
+
+    def _zeros(self, leading: tuple[int, ...], shape: Shape) -> Tensor:
+        return torch.zeros((*leading, *shape), dtype=self.dtype, device=self.device)
 
     def apply(self, vector: Vector) -> Vector:
         """U v on the blocks' parameters, as new tensors."""
@@ -131,10 +150,18 @@ def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
         if not _fits(block, own.get(block.head, {})):  # a pruned or regrown layer begins anew
             own.pop(block.head, None)
         counts = tuple(int(own.get(block.head, {}).get(name, 0)) for name in COUNTS)
-        kind = block.structure, block.guards_signs, dtype, block.head.device, counts, block.trainable
+        kind = (
+            block.structure,
+            block.shapes,
+            block.guards_signs,
+            dtype,
+            block.head.device,
+            counts,
+            block.trainable,
+        )
         together.setdefault(kind, []).append(block)
     stacks = []
-    for (structure, _, dtype, device, (refits, bases_drawn), _), members in together.items():
+    for (structure, _, _, dtype, device, (refits, bases_drawn), _), members in together.items():
         kept = structure.identity((len(members),), dtype, device)
         for name, shape in members[0].kept_shapes.items():
             kept.setdefault(name, torch.zeros((len(members), *shape), dtype=dtype, device=device))

@@ -40,13 +40,13 @@ class EKFAC(TwoSided):
 
     def rotate(self, factors: Factors, X: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
         """E_Psi^T X E_Phi: X in the bases."""
-        return self.phi.right_transposed(
-            self.psi.left_transposed(factors.get("E_Psi"), X), factors.get("E_Phi")
+        return self.psi.left_transposed(  # the right side first: its blocks leave columns apart in memory
+            factors.get("E_Psi"), self.phi.right_transposed(X, factors.get("E_Phi"))
         )
 
     def unrotate(self, factors: Factors, Y: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
         """E_Psi Y E_Phi^T: back from the bases."""
-        return self.phi.right(self.psi.left(factors.get("E_Psi"), Y), factors.get("E_Phi"))
+        return self.psi.left(factors.get("E_Psi"), self.phi.right(Y, factors.get("E_Phi")))
 
     def _D(self, factors: Factors) -> Tensor:
         return factors["D"]
@@ -109,7 +109,7 @@ class EKFAC(TwoSided):
     ) -> Float[Tensor, "b m n"]:
         """Weight sum_j (E_Psi^T V_j E_Phi)^{o2}."""
         V = self.rotate({name: arrays[name].unsqueeze(1) for name in self.bases()}, V)
-        return sum_of_squares(V, weight)
+        return sum_of_squares(V, weight, own=bool(self.bases()))
 
     def trace(self, c: Float[Tensor, "b m n"]) -> Float[Tensor, " b"]:
         """The sum over the entries."""
