@@ -38,7 +38,7 @@ from llqr_sam_ref.train.ranks import RunRanks, device_of
 from llqr_sam_ref.train.run import train
 
 METHODS = (
-    *("sgd", "adamw", "muon", "sam", "m-sam"),
+    *("sgd", "llqr", "sam", "llqr-sam", "muon", "adamw", "m-sam"),
     *("llqr-published", "llqr-sampled", "llqr-published-sam", "llqr-sampled-sam"),
 )
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the preset's learning rate
@@ -169,7 +169,10 @@ def throughputs(options: Options, watch: Stopwatch) -> list[dict[str, Any]]:
     """Ratios of throughputs to SGD's: the same loop, the same batches, one method after the other in turn."""
     trainers = {
         name: _trainer(options, name)
-        for name in ("sgd", "sam", "llqr-sampled", "llqr-published-sam", "llqr-sampled-sam")
+        for name in (
+            *("sgd", "muon", "sam", "llqr", "llqr-sam"),
+            *("llqr-sampled", "llqr-published-sam", "llqr-sampled-sam"),
+        )
     }
     steps = 2 if options.smoke else CYCLE
 
@@ -195,8 +198,11 @@ def throughputs(options: Options, watch: Stopwatch) -> list[dict[str, Any]]:
         return value
 
     claims = [
-        Claim("SAM / SGD, images a second", ratio("sam"), at_least=0.48, limit="0.50"),
+        Claim("SAM / SGD, images per second", ratio("sam"), at_least=0.48, limit="0.50"),
         Claim("LLQR+SAM published / SGD", ratio("llqr-published-sam"), at_least=0.44, limit="0.48"),
+        Claim("Muon / SGD", ratio("muon")),
+        Claim("LLQR / SGD", ratio("llqr"), at_least=0.8, limit="0.80"),
+        Claim("LLQR+SAM / SGD", ratio("llqr-sam")),
         Claim("LLQR sampled / SGD", ratio("llqr-sampled"), at_least=0.8, limit="0.91"),
         Claim("LLQR+SAM sampled / SGD", ratio("llqr-sampled-sam")),
     ]
@@ -220,33 +226,36 @@ def main(options: Options) -> Path:
     device = str(device_of(options.device))
     if device == "cpu":
         torch.set_num_threads(1)
-    results: dict[str, Any] = {"tuning": {}, "methods": {}}
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for method in options.methods:
-        settings, tried = tuned(options, method)
-        results["tuning"][method] = {"tried": tried, "chosen": settings}
-        runs[method] = full_runs(options, method, settings)
-    target = min(statistics.fmean(r["result"]["accuracy"] for r in group) for group in runs.values())
-    results["target"] = target
-    for method, group in runs.items():
-        results["methods"][method] = summary(group, target)
-        line = results["methods"][method]
-        print(f"{method:20s} {line['accuracy']:.4f}  {line['images_per_second']:.0f} images/s")
     watch = Stopwatch("cpu" if device == "cpu" else "accelerator")
     rows = throughputs(options, watch)
-    print(table(rows))
-    results |= {"throughput": rows, "seconds": watch.seconds}
+    print(table(rows), flush=True)
+    results: dict[str, Any] = {"throughput": rows, "seconds": watch.seconds, "tuning": {}, "methods": {}}
     words = ["python -m book.experiments.fashion_resnet18 --data-path DATA --out RUNS"]
     words += [flag for flag, on in (("--small", options.small), ("--smoke", options.smoke)) if on]
+    words += [f"--{name} {value}" for name in ("epochs", "seeds") if (value := getattr(options, name))]
     one = options.config("sgd")
     protocol = {
         "command": " ".join(words),
         "environment": environment(Machine(device=device)),
         "seeds": options.seeds or (2 if options.small else 5),
-        "trained_at_commits": sorted({str(run["commit"]) for group in runs.values() for run in group}),
         "config": {k: v for k, v in one.flat().items() if k not in {"data_path", "lr", "optimizer", "seed"}},
     }
-    return store(options.name, protocol, results, time.perf_counter() - start, options.results or RESULTS)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for method in options.methods:
+        settings, tried = tuned(options, method)
+        results["tuning"][method] = {"tried": tried, "chosen": settings}
+        runs[method] = full_runs(options, method, settings)
+        target = min(statistics.fmean(r["result"]["accuracy"] for r in group) for group in runs.values())
+        results |= {
+            "target": target,
+            "methods": {name: summary(group, target) for name, group in runs.items()},
+        }
+        line = results["methods"][method]
+        print(f"{method:20s} {line['accuracy']:.4f}  {line['images_per_second']:.0f} images/s", flush=True)
+        protocol["trained_at_commits"] = sorted({str(r["commit"]) for group in runs.values() for r in group})
+        place = options.results or RESULTS  # after every method: what is done is kept, whatever comes
+        path = store(options.name, protocol, results, time.perf_counter() - start, place)
+    return path
 
 
 if __name__ == "__main__":

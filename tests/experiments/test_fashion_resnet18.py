@@ -37,7 +37,7 @@ def test_a_tiny_study_goes_on_and_is_stored(tmp_path: Path, monkeypatch: pytest.
     for method in METHODS:
         assert len(results["tuning"][method]["tried"]) == 4
         assert len(results["methods"][method]["accuracies"]) == 2
-    assert [row["measured"] > 0 for row in results["throughput"]] == [True] * 4
+    assert [row["measured"] > 0 for row in results["throughput"]] == [True] * 7
     assert content["provenance"]["environment"]["device"] == "cpu"
 
     # Again: every run is there, so nothing but the throughput is done anew.
