@@ -241,7 +241,7 @@ def shipped(
 ) -> dict[str, float]:
     """SAM(LLQR(SGD)) on the road as the package ships it, cosine decay to 0; None is SGD.
 
-    "contrast" is U's mean over the flat directions, divided by that over the stiff ones.
+    "flat_over_stiff" is U's mean over the flat directions, divided by that over the stiff ones.
     """
     model = Road(pit)
     base = torch.optim.SGD(model.parameters(), lr=lr)
@@ -270,7 +270,7 @@ def shipped(
         assert step is not None
         assert model.w.grad is not None
         U = (step / model.w.grad).numpy()  # a diagonal U, read off where it was last used
-        result["contrast"] = float(U[STIFF:].mean() / U[:STIFF].mean())
+        result["flat_over_stiff"] = float(U[STIFF:].mean() / U[:STIFF].mean())
     return result
 
 
@@ -296,7 +296,7 @@ def walked(
         "out": float(out.mean()),
         "flat": float((h * w**2 / 2)[STIFF:].sum()),
         "stiff": float((h * w**2 / 2)[:STIFF].sum()),
-        "contrast": float(U[STIFF:].mean() / U[:STIFF].mean()),
+        "flat_over_stiff": float(U[STIFF:].mean() / U[:STIFF].mean()),
     }
 
 
