@@ -53,21 +53,23 @@ def smooth_holes(curvature: Array) -> Landscape:
     )
 
 
-def hole_methods(unnormalized: bool) -> dict[str, Method]:
+def hole_methods(unnormalized: bool, rho: float = RHO) -> dict[str, Method]:
     """Six methods on the hole, U = 1/(0.2 + 0.05) = 4 where there is one."""
     U = np.array([1 / (BASIN + DAMPING)])
     kind = Unnormalized if unnormalized else Normalized
     return {
         "GD": dynamics.gd(ETA),
         "LLQR": dynamics.preconditioned_gd(ETA, U),
-        "SAM": Method("neither", ETA, kind(RHO)),
-        "U in the step": Method("step", ETA, kind(RHO), U=U),
-        "U in the question": Method("question", ETA, kind(RHO, Preconditioned(U))),
-        "LLQR+SAM": Method("both", ETA, kind(RHO, Preconditioned(U)), U=U),
+        "SAM": Method("neither", ETA, kind(rho)),
+        "U in the step": Method("step", ETA, kind(rho), U=U),
+        "U in the question": Method("question", ETA, kind(rho, Preconditioned(U))),
+        "LLQR+SAM": Method("both", ETA, kind(rho, Preconditioned(U)), U=U),
     }
 
 
-def hole(unnormalized: bool, points: int = 461, steps: int = 1500) -> dict[str, dict[str, float | None]]:
+def hole(
+    unnormalized: bool, rho: float = RHO, points: int = 461, steps: int = 1500
+) -> dict[str, dict[str, float | None]]:
     """Curvature at the hole's bottom where 1e-6 grows, and where 41 starts in the hole end beyond three widths of it.
 
     The second is the least curvature with most starts outside; for the first one starts at 1e-6, in float64.
@@ -77,7 +79,7 @@ def hole(unnormalized: bool, points: int = 461, steps: int = 1500) -> dict[str, 
     spread = np.broadcast_to(np.linspace(-0.9, 0.9, 41)[None, :, None] * WIDTH + 1e-5, (points, 41, 1)).copy()
     holes = smooth_holes(h - BASIN)
     result: dict[str, dict[str, float | None]] = {}
-    for name, method in hole_methods(unnormalized).items():
+    for name, method in hole_methods(unnormalized, rho).items():
         for w in dynamics.orbit(method, holes, near, 60):
             pass
         grown = np.abs(w[:, 0, 0]) > 1e-6
@@ -343,12 +345,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     quick = parser.parse_args(arguments).quick
     torch.set_num_threads(1)
     begin = time.perf_counter()
+    points = 61 if quick else 461
     steps, seeds = (400, 2) if quick else (STEPS, SEEDS)
     names = ["base", "5 flat"] if quick else list(SETTINGS)
     result: dict[str, Any] = {
         "hole": {
-            "unnormalized": hole(True, 61 if quick else 461),
-            "euclidean": hole(False, 61 if quick else 461),
+            "unnormalized, rho 0.4": hole(True, 0.4, points),
+            "Euclidean, rho 0.4": hole(False, 0.4, points),
+            "Euclidean, rho 0.02": hole(False, 0.02, points),
         }
     }
     print(result["hole"], flush=True)
