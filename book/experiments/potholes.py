@@ -167,7 +167,9 @@ def exact_sam(pit: Pit, rho: float) -> Method:
 
 def thresholds(pit: Pit, *, steps: int = 2000, seeds: int = 4, radii: int = 40) -> dict[str, Any]:
     """First radius of a geometric grid with half of the coordinates ever out; first with half of the flat loss gone."""
-    smooth = stability.smoothing_radius(pit.period, pit.flat, pit.k * pit.period / (2 * pi), pit.h * pit.start)
+    smooth = stability.smoothing_radius(
+        pit.period, pit.flat, pit.k * pit.period / (2 * pi), pit.h * pit.start
+    )
     grid = np.geomspace(0.15 * smooth, 2 * smooth, radii)
     first = pit.flat * pit.h * pit.start**2 / 2
     exit_at = drain_at = None
@@ -363,7 +365,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name in names:
         row = thresholds(SETTINGS[name], steps=steps, seeds=2 if quick else 4, radii=12 if quick else 40)
         result["thresholds"][name] = row
-        print(name, {key: row[key] for key in ("exit", "exit_predicted", "drain", "drain_predicted")}, flush=True)
+        print(
+            name,
+            {key: row[key] for key in ("exit", "exit_predicted", "drain", "drain_predicted")},
+            flush=True,
+        )
     result["thermal"] = thermal(steps, seeds)
     for group in result["thermal"].values():
         for row in group:
@@ -371,7 +377,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     result["learned"] = learned(60 if quick else STEPS, 1 if quick else 3)
     for rho, rows in result["learned"].items():
         for row in rows:
-            print(rho, row["label"], row["lr"], {k: np.round(np.mean(row[k]), 3) for k in row if k not in {"label", "lr", "tried"}})
+            print(
+                rho,
+                row["label"],
+                row["lr"],
+                {k: np.round(np.mean(row[k]), 3) for k in row if k not in {"label", "lr", "tried"}},
+            )
     if not quick:
         protocol = {
             "command": "python -m book.experiments.potholes",
