@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from math import inf, isfinite, pi
 from typing import Any
@@ -36,6 +38,11 @@ STIFF, H_STIFF = 5, 100.0
 STEPS, SEEDS = 3000, 8
 WIDTH, BASIN, DAMPING = 0.05, 0.2, 0.05  # of the smooth hole, and of what its map believes
 ETA, RHO = 0.05, 0.4
+
+
+def last(orbit: Iterator[Array]) -> Array:
+    """Where an orbit ends."""
+    return deque(orbit, maxlen=1)[0]
 
 
 def smooth_holes(curvature: Array) -> Landscape:
@@ -80,12 +87,9 @@ def hole(
     holes = smooth_holes(h - BASIN)
     result: dict[str, dict[str, float | None]] = {}
     for name, method in hole_methods(unnormalized, rho).items():
-        for w in dynamics.orbit(method, holes, near, 60):
-            pass
-        grown = np.abs(w[:, 0, 0]) > 1e-6
-        for w in dynamics.orbit(method, holes, spread, steps):
-            pass
-        left = (np.abs(w[..., 0]) > 3 * WIDTH).mean(1) > 0.5
+        grown = np.abs(last(dynamics.orbit(method, holes, near, 60))[:, 0, 0]) > 1e-6
+        end = last(dynamics.orbit(method, holes, spread, steps))
+        left = (np.abs(end[..., 0]) > 3 * WIDTH).mean(1) > 0.5
         first = {"unstable": grown, "left": left}
         result[name] = {what: float(h[np.argmax(at)]) if at.any() else None for what, at in first.items()}
     return result
@@ -112,8 +116,8 @@ def drive(
     def noise(_: int, shape: tuple[int, ...]) -> Array:
         return pit.sigma * np.stack([generator.standard_normal(shape[1]) for generator in generators])
 
-    w = np.broadcast_to(start, (seeds, len(start)))
-    for w in dynamics.orbit(method, road, w, steps, noise if pit.sigma else None):
+    starts = np.broadcast_to(start, (seeds, len(start)))
+    for w in dynamics.orbit(method, road, starts, steps, noise if pit.sigma else None):
         with np.errstate(invalid="ignore"):
             ever |= ~(np.abs(w[:, STIFF:] - pit.start) <= pit.period / 2)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -212,8 +216,7 @@ def thermal(steps: int = STEPS, seeds: int = SEEDS) -> dict[str, list[dict[str, 
     road, h, start = road_of(BASE)
     for rho in (0.3, 0.5, 0.7, 1.0, 1.25, 1.5, 1.75, 2.0):
         starts = start + 0.01 * np.random.default_rng(0).standard_normal((seeds, len(start)))
-        for w in dynamics.orbit(exact_sam(BASE, rho), road, starts, steps):
-            pass
+        w = last(dynamics.orbit(exact_sam(BASE, rho), road, starts, steps))
         out = np.abs(w[:, STIFF:] - BASE.start) > BASE.period / 2
         silent.append({
             "rho": rho,
@@ -331,7 +334,7 @@ def learned(steps: int = STEPS, seeds: int = 3) -> dict[str, list[dict[str, Any]
     return result
 
 
-def _best(label: str, run: Any, seeds: int) -> dict[str, Any]:
+def _best(label: str, run: Callable[[float, int], dict[str, float]], seeds: int) -> dict[str, Any]:
     tried = [(lr, [run(lr, 100 + seed) for seed in range(seeds)]) for lr in RATES]
     cost = [np.mean([r["flat"] + r["stiff"] for r in runs]) for _, runs in tried]
     at = int(np.argmin(np.nan_to_num(cost, nan=inf)))

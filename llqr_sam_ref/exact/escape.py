@@ -19,6 +19,8 @@ from jaxtyping import Float
 
 from llqr_sam_ref.errors import check_count, check_number
 
+ROUNDS = 60  # at most, until N agrees with the chain that it makes; round r takes r steps
+
 
 @dataclass(frozen=True)
 class Pit:
@@ -89,17 +91,17 @@ def surviving_share(pit: Pit, rho: float, steps: int, cells: int = 200, nodes: i
     rms = np.sqrt(g**2 @ weight)  # of the noisy slope at each place
     inside = np.zeros(cells)
     inside[cells // 2 - 1 : cells // 2 + 1] = 0.5
-    law, length = inside, float(np.sqrt(inside @ rms**2))
-    chain = np.eye(cells)
-    for _ in range(60):  # the length that the chain has in the long run, while it is still in the pit
-        chain = _chain(pit, rho / (sqrt(pit.flat) * length), y, g, t, weight)
-        law = inside @ np.linalg.matrix_power(chain, 200)
-        if law.sum() < 1e-12:
+    law, square = inside, float(inside @ rms**2)
+    for turn in range(
+        ROUNDS
+    ):  # N^2 belongs to all coordinates, those in other pits too: their law is wrapped
+        reach = rho / sqrt(pit.flat * square)
+        law = law @ np.linalg.matrix_power(_chain(pit, reach, y, g, t, weight, wrapped=True), 1 + turn)
+        now = float(law @ rms**2)
+        if abs(now - square) < 1e-6 * square:
             break
-        now = float(np.sqrt(law @ rms**2 / law.sum()))
-        if abs(now - length) < 1e-6 * length:
-            break
-        length = 0.5 * (length + now)
+        square = 0.5 * (square + now)
+    chain = _chain(pit, rho / sqrt(pit.flat * square), y, g, t, weight, wrapped=False)
     return float((inside @ np.linalg.matrix_power(chain, steps)).sum())
 
 
@@ -140,8 +142,10 @@ def _chain(
     g: Float[np.ndarray, "cells nodes"],
     t: Float[np.ndarray, " nodes"],
     weight: Float[np.ndarray, " nodes"],
+    *,
+    wrapped: bool,
 ) -> Float[np.ndarray, "cells cells"]:
-    """One step on the pit as a matrix: each landing place is shared by its two neighbors on the grid, outside is lost."""
+    """One step as a matrix: two neighbors on the grid share each landing place; outside is lost, or the next pit."""
     cells = len(y)
     landed = y[:, None] - pit.eta * pit.U * (pit.force(y[:, None] + reach * g) + pit.sigma * t)
     place = (landed - y[0]) / (y[1] - y[0])
@@ -150,6 +154,7 @@ def _chain(
     chain = np.zeros((cells, cells))
     row = np.broadcast_to(np.arange(cells)[:, None], left.shape)
     for column, part in ((left, 1 - right_share), (left + 1, right_share)):
+        column = column % cells if wrapped else column
         keep = (column >= 0) & (column < cells)
         np.add.at(chain, (row[keep], column[keep]), (part * weight)[keep])
     return chain

@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import acos, exp, gamma, pi, sqrt
 
 import numpy as np
+import pytest
 from scipy.special import jv
 
 from llqr_sam_ref.exact import dynamics, geometry, landscapes, orbits, stability
@@ -94,8 +95,7 @@ def _share(k: float, h: Array, U: Array | None, rho: float) -> float:
     eta = 0.5 / float(q.max())
     method = dynamics.sam(eta, rho) if U is None else dynamics.llqr_sam(eta, rho, U)
     bowl = landscapes.bowl(curvatures)
-    for w in dynamics.orbit(method, bowl, rho * np.array([0.3, 0.2]), 6000):
-        pass
+    w = dynamics.trajectory(method, bowl, rho * np.array([0.3, 0.2]), 6000)[-1]
     epsilon = dynamics.perturbation(method, bowl.slope(w))
     return float(epsilon[1] ** 2 / (epsilon @ epsilon))
 
@@ -146,10 +146,12 @@ def _drive(pit: Pit, rho: float, steps: int, *, known: bool = True, seeds: int =
     else:
         method = dynamics.sam(0.01, rho)
     rng = np.random.default_rng(605)
-    w = np.zeros((seeds, len(h)))
-    w[:, stiff:] = pit.start
+    start = np.zeros((seeds, len(h)))
+    start[:, stiff:] = pit.start
     ever = np.zeros((seeds, pit.flat), bool)
-    for w in dynamics.orbit(method, road, w, steps, lambda _, shape: pit.sigma * rng.standard_normal(shape)):
+    for w in dynamics.orbit(
+        method, road, start, steps, lambda _, shape: pit.sigma * rng.standard_normal(shape)
+    ):
         ever |= np.abs(w[:, stiff:] - pit.start) > pit.period / 2
     return float(ever.mean()), float(np.mean(w[:, stiff:] ** 2) / pit.start**2)
 
@@ -170,11 +172,11 @@ def test_heu_smoothing_threshold(dimensions: Callable[[int], int] = lambda flat:
 @mutation("every coordinate has the whole radius to itself", shared=lambda flat: 1)
 @mutation("the length does not depend on the number of coordinates", shared=lambda flat: 20)
 def test_heu_mean_field_escape(shared: Callable[[int], int] = lambda flat: flat) -> None:
-    """The radius at which half of the coordinates have ever left: within 25 % in four settings; and the chain itself."""
-    for pit in (Pit(), Pit(flat=60), Pit(eta=0.002), Pit(period=2.0, k=10.0)):
+    """The radius at which half of the coordinates have ever left: within 15 % in five settings; the chain itself."""
+    for pit in (Pit(), Pit(flat=60), Pit(eta=0.002), Pit(period=2.0, k=10.0), Pit(k=40.0, eta=0.0025)):
         predicted = escape_radius(replace(pit, flat=shared(pit.flat)), 1000)
-        assert _drive(pit, 0.75 * predicted, 1000)[0] < 0.5
-        assert _drive(pit, 1.25 * predicted, 1000)[0] > 0.5
+        assert _drive(pit, 0.85 * predicted, 1000)[0] < 0.5
+        assert _drive(pit, 1.15 * predicted, 1000)[0] > 0.5
     # Without a question the chain is one coordinate's: compare with 4000 of them.
     hot = Pit(sigma=2.5)
     alone = _drive(replace(hot, flat=1000), 0.0, 500, seeds=4)[0]
@@ -240,12 +242,8 @@ def test_cex_indefinite_preconditioner(U: float = -1.0) -> None:
     assert abs(-eta * rho * U**2 * h**2 * x + 0.03) < 1e-15
     assert abs(1 - eta * U * h * (1 + rho * U * h) - 1.07) < 1e-12
     assert U * h**2 < 0
-    try:
+    with pytest.raises(ValueError, match="positive"):
         geometry.Preconditioned(np.array([U]))
-    except ValueError as error:
-        assert "U" in str(error)
-    else:
-        raise AssertionError("a negative U was taken")
 
 
 def _floor(h: float, U: float, eta: float, rho: float, sigma: float) -> float:
@@ -272,11 +270,8 @@ def test_thm_preconditioned_noise_floor(floor: Callable[..., float] = _floor) ->
             V = (1 - step * chi) ** 2 * V + (step * U * sigma) ** 2
         assert abs(h * V / 2 / floor(h, U, eta, rho, sigma) - 1) < 1e-10
         method = dynamics.unnormalized_llqr_sam(eta, rho, np.array([U]))
-        w = np.zeros((4000, 1))
-        for w in dynamics.orbit(
-            method, landscapes.bowl(np.array([h])), w, 400, lambda _, s, z=sigma: z * rng.standard_normal(s)
-        ):
-            pass
+        noise = sigma * rng.standard_normal((400, 4000, 1))
+        w = dynamics.trajectory(method, landscapes.bowl(np.array([h])), np.zeros((4000, 1)), 400, noise)[-1]
         assert abs(float(np.mean(h * w**2 / 2)) / floor(h, U, eta, rho, sigma) - 1) < 0.1
     # At the same margin on the stiff direction: U = 1/h in a direction of curvature 0.05 beside plain descent's.
     preconditioned = floor(0.05, 20.0, 1.0, 0.0, 1.0)
