@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from book.experiments.store import store
-from llqr_sam_ref import LLQR, SAM, ClosedForm, LLQRConfig
+from llqr_sam_ref import LLQR, SAM, LLQRConfig
 from llqr_sam_ref.exact import dynamics, landscapes, stability
 from llqr_sam_ref.exact.dynamics import Method, Normalized, Steepest, Unnormalized
 from llqr_sam_ref.exact.escape import Pit, escape_radius
@@ -244,11 +244,19 @@ class Road(nn.Module):
 
 
 def shipped(
-    pit: Pit, config: LLQRConfig | None, lr: float, rho: float, seed: int, steps: int = STEPS
+    pit: Pit,
+    config: LLQRConfig | None,
+    lr: float,
+    rho: float,
+    seed: int,
+    steps: int = STEPS,
+    *,
+    unit: bool = False,
 ) -> dict[str, float]:
-    """SAM(LLQR(SGD)) on the road as the package ships it, cosine decay to 0; None is SGD.
+    """SAM(LLQR(SGD)) on the road as the package ships it, cosine decay to 0; a config of None is SGD.
 
-    "flat_over_stiff" is U's mean over the flat directions, divided by that over the stiff ones.
+    ``unit`` gives SGD the default's steps of root mean square 1: the default with U = I. "flat_over_stiff" is U's mean
+    over the flat directions, divided by that over the stiff ones.
     """
     model = Road(pit)
     base = torch.optim.SGD(model.parameters(), lr=lr)
@@ -264,6 +272,9 @@ def shipped(
             with opt.perturbed():
                 opt.zero_grad()
                 model(xi).backward()
+        if unit:
+            assert model.w.grad is not None
+            model.w.grad /= model.w.grad.square().mean().sqrt()
         opt.step()
         schedule.step()
     w = model.w.detach().numpy()
@@ -307,7 +318,7 @@ def walked(
     }
 
 
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 DIAGONAL = LLQRConfig(structure="diagonal")
 RAW = LLQRConfig(structure="diagonal", step_rule="none", acts_on="gradient")
 
@@ -317,8 +328,19 @@ def learned(steps: int = STEPS, seeds: int = 3) -> dict[str, list[dict[str, Any]
     result: dict[str, list[dict[str, Any]]] = {}
     for rho in (0.0, 1.5):
         rows = []
-        for label, config in (("SGD", None), ("LLQR, the default", DIAGONAL), ("LLQR, no step rule", RAW)):
-            rows.append(_best(label, lambda lr, s, c=config, r=rho: shipped(BASE, c, lr, r, s, steps), seeds))
+        for label, config, unit in (
+            ("SGD", None, False),
+            ("U = I, steps of fixed length", None, True),
+            ("LLQR, the default", DIAGONAL, False),
+            ("LLQR, no step rule", RAW, False),
+        ):
+            rows.append(
+                _best(
+                    label,
+                    lambda lr, s, c=config, u=unit, r=rho: shipped(BASE, c, lr, r, s, steps, unit=u),
+                    seeds,
+                )
+            )
         for label, memory, points, factor in (
             ("Newton curvature underfoot, memory 20", 20.0, 0, 3.0),
             ("Newton curvature, 64 places per step, memory 1000", 1000.0, 64, 1.0),

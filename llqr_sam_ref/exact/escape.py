@@ -1,17 +1,19 @@
 """Out of a cosine pit on the road: the law of one coordinate among many.
 
-A perturbation of fixed length couples all flat coordinates through one number, the length N of U g. With many of them N
-hardly fluctuates, and a single coordinate is a Markov chain of its own: from y the two passes and the noise xi lead to
+A perturbation of fixed length couples all flat coordinates through one number, the length N of U g. With many
+of them N hardly fluctuates, and a single coordinate is a Markov chain of its own: from y the two passes and the
+noise xi lead to
 
-    y' = y - eta U (f(y + rho U (f(y) + xi)/N) + xi),      f(y) = h y + F sin(2 pi y/l),  F = k l/2 pi.
+    y' = y - eta U (f(y + rho U (f(y) + xi)/N) + xi),    f(y) = h y + F sin(2 pi y/l),  F = k l/2 pi.
 
-N is the one that the chain itself has, N^2 = d E[U^2 (f + xi)^2]. The chain on the start pit, killed where it leaves, is a
-matrix; its powers say which share is still inside. No perturbation is sampled.
+N is the one that the chain itself has, N^2 = d E[U^2 (f + xi)^2]. The chain on the start pit, killed where it
+leaves, is a matrix; its powers say which share is still inside. No perturbation is sampled.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import pi, sqrt
 
 import numpy as np
@@ -126,7 +128,7 @@ def escape_radius(pit: Pit, steps: int, share: float = 0.5, high: float = 20.0) 
     if surviving_share(pit, 0.0, steps) <= 1 - share:
         return 0.0
     radii = np.geomspace(0.02, check_number("high", high, low=0.02), 40)
-    for low, top in zip(radii[:-1], radii[1:], strict=True):
+    for low, top in pairwise(radii):
         if surviving_share(pit, top, steps) <= 1 - share:
             while top / low > 1.001:
                 middle = sqrt(low * top)

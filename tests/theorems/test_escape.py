@@ -16,7 +16,6 @@ from scipy.special import jv
 
 from llqr_sam_ref.exact import dynamics, geometry, landscapes, orbits, stability
 from llqr_sam_ref.exact._arrays import Array
-from llqr_sam_ref.exact.dynamics import Method, Normalized
 from llqr_sam_ref.exact.escape import Pit, escape_radius, surviving_share
 from tests.theorems.catalogue import mutation
 
