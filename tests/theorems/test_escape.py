@@ -148,9 +148,8 @@ def _drive(pit: Pit, rho: float, steps: int, *, known: bool = True, seeds: int =
     start = np.zeros((seeds, len(h)))
     start[:, stiff:] = pit.start
     ever = np.zeros((seeds, pit.flat), bool)
-    for w in dynamics.orbit(
-        method, road, start, steps, lambda _, shape: pit.sigma * rng.standard_normal(shape)
-    ):
+    noise = pit.sigma * rng.standard_normal((steps, *start.shape))
+    for w in dynamics.orbit(method, road, start, steps, noise):
         ever |= np.abs(w[:, stiff:] - pit.start) > pit.period / 2
     return float(ever.mean()), float(np.mean(w[:, stiff:] ** 2) / pit.start**2)
 
