@@ -302,7 +302,11 @@ def walked(
     road, h, w = road_of(BASE)
     rng = np.random.default_rng(seed)
     c = h + np.where(np.arange(len(h)) < STIFF, 0.0, BASE.k)
+    U = 1 / (c + 0.1)
     for _ in range(steps):
+        if not np.all(np.abs(w) < 1e6):  # diverged; a walk that has met NaN has no curvature
+            w = np.full_like(w, inf)
+            break
         at = w + rng.uniform(-4, 4, (points, len(w))) if points else w[None]
         seen = np.einsum("pjj->pj", road.curvature(at)).mean(0)
         c = c + (seen - c) / memory

@@ -1,4 +1,4 @@
-"""The experiments on potholes: the quick version runs, its hole is the theory's, and the stored record keeps its claims."""
+"""The experiments on potholes: the quick version runs, its roads are the landscapes, the record keeps its claims."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from book.experiments import potholes as study
 from book.experiments.store import load
-from llqr_sam_ref.exact import dynamics
+from llqr_sam_ref.exact import dynamics, landscapes
 
 
 def test_the_quick_version_answers_all_five_questions(
@@ -42,8 +42,6 @@ def test_the_module_is_the_road() -> None:
 
 
 def test_many_holes_at_once_are_the_holes_of_the_landscape() -> None:
-    from llqr_sam_ref.exact import landscapes
-
     holes = study.smooth_holes(np.array([2.8, 30.0]))
     y = np.array([[[0.02], [-0.07]]] * 2)
     for row, hole in enumerate((2.8, 30.0)):
