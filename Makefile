@@ -56,7 +56,7 @@ bench: $(READY)
 	$(BIN)/python -m book.experiments.bench
 
 lab: $(READY)
-	PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab book
+	PYTHONPATH="$(CURDIR)" JUPYTER_CONFIG_PATH="$(CURDIR)/book/_lab" $(BIN)/jupyter lab book
 
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

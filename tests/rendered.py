@@ -96,7 +96,10 @@ def executed(page: str) -> nbformat.NotebookNode:
 
 def extension(name: str) -> ModuleType:
     """One of the book's Sphinx extensions (book/_ext is not a package)."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
+    folder = ROOT / "book" / "_ext"
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # extensions find each other there, as in the build
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from docutils import nodes
+from reader_copy import reader_copy
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+
+def _name_of(env: BuildEnvironment, page: str, role: str, target: str) -> str:
+    """What the page prints for a reference: a number, a title, authors and year."""
+    if role == "cite":
+        return _citation(env, target)
+    if role == "eq":
+        docname, _ = env.get_domain("math").data["objects"].get(target, (page, 0))
+        number = env.toc_fignumbers.get(docname, {}).get("displaymath", {}).get(f"equation-{target}")
+        return f"({'.'.join(map(str, number))})" if number else target
+    if role == "prf:ref":
+        entry = getattr(env, "proof_list", {}).get(target, {})
+        kind = str(entry.get("realtype", "statement"))
+        docname = str(entry.get("docname", page))
+        counted = env.toc_fignumbers.get(docname, {})
+        number = next((found[target] for found in counted.values() if target in found), ())
+        return f"{kind.capitalize()} {'.'.join(map(str, number))}".strip()
+    labels = env.get_domain("std").data["labels"]
+    if role == "doc":
+        target = str((Path("/") / Path(page).parent / target).resolve()).lstrip("/")
+        title = env.titles.get(target)
+        return title.astext() if title is not None else target
+    if role == "numref":
+        docname, node_id = env.get_domain("std").data["anonlabels"].get(target, (page, target))
+        number = env.toc_fignumbers.get(docname, {}).get("figure", {}).get(node_id)
+        return f"Figure {'.'.join(map(str, number))}" if number else target
+    return str(labels[target][2]) if target in labels else target
+
+
+def _citation(env: BuildEnvironment, key: str) -> str:
+    entry = env.get_domain("cite").bibdata.data.entries.get(key)
+    if entry is None or not entry.persons.get("author"):
+        return key
+    names = [" ".join(person.last_names) for person in entry.persons["author"]]
+    who = names[0] + (" et al." if len(names) > 2 else f" and {names[1]}" if len(names) == 2 else "")
+    return f"{who}, {entry.fields.get('year', '')}"
 
 
 def _offer(
@@ -18,7 +56,11 @@ def _offer(
         return
     target = Path(app.outdir) / "_sources" / f"{pagename}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(executed, target)
+    notebook = nbformat.read(executed, as_version=4)
+    copy = reader_copy(
+        notebook, pagename, Path(app.srcdir), lambda role, name: _name_of(app.env, pagename, role, name)
+    )
+    nbformat.write(copy, target)
     context["ipynb_source"] = f"{pagename}.ipynb"
 
 
