@@ -235,6 +235,7 @@ class Road(nn.Module):
         self.pit = pit
         self.w = nn.Parameter(torch.from_numpy(start.copy()))
         self.register_buffer("h", torch.from_numpy(h))
+        self.h: torch.Tensor
 
     def forward(self, xi: torch.Tensor) -> torch.Tensor:
         """The loss at the weights, tilted by the noise xi, shape (25,)."""
@@ -323,45 +324,33 @@ def walked(
 
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+Map = Callable[[float, float, int], dict[str, float]]  # learning rate, radius, seed -> what the walk came to
 DIAGONAL = LLQRConfig(structure="diagonal")
 RAW = LLQRConfig(structure="diagonal", step_rule="none", acts_on="gradient")
 
 
 def learned(steps: int = STEPS, seeds: int = 3) -> dict[str, list[dict[str, Any]]]:
     """Every map with its own best learning rate, least flat loss plus stiff loss, at radius 0 and 1.5."""
-    result: dict[str, list[dict[str, Any]]] = {}
-    for rho in (0.0, 1.5):
-        rows = []
-        for label, config, unit in (
-            ("SGD", None, False),
-            ("U = I, steps of fixed length", None, True),
-            ("LLQR, the default", DIAGONAL, False),
-            ("LLQR, no step rule", RAW, False),
-        ):
-            rows.append(
-                _best(
-                    label,
-                    lambda lr, s, c=config, u=unit, r=rho: shipped(BASE, c, lr, r, s, steps, unit=u),
-                    seeds,
-                )
-            )
-        for label, memory, points, factor in (
-            ("Newton curvature underfoot, memory 20", 20.0, 0, 3.0),
-            ("Newton curvature, 64 places per step, memory 1000", 1000.0, 64, 1.0),
-        ):
-            rows.append(
-                _best(
-                    label,
-                    lambda lr, s, m=memory, p=points, f=factor, r=rho: walked(m, p, f * lr, r, s, steps),
-                    seeds,
-                )
-            )
-        result[str(rho)] = rows
-    return result
+
+    def ours(config: LLQRConfig | None, unit: bool = False) -> Map:
+        return lambda lr, rho, seed: shipped(BASE, config, lr, rho, seed, steps, unit=unit)
+
+    def newton(memory: float, points: int, factor: float) -> Map:
+        return lambda lr, rho, seed: walked(memory, points, factor * lr, rho, seed, steps)
+
+    maps: dict[str, Map] = {
+        "SGD": ours(None),
+        "U = I, steps of fixed length": ours(None, unit=True),
+        "LLQR, the default": ours(DIAGONAL),
+        "LLQR, no step rule": ours(RAW),
+        "Newton curvature underfoot, memory 20": newton(20.0, 0, 3.0),
+        "Newton curvature, 64 places per step, memory 1000": newton(1000.0, 64, 1.0),
+    }
+    return {str(rho): [_best(label, run, rho, seeds) for label, run in maps.items()] for rho in (0.0, 1.5)}
 
 
-def _best(label: str, run: Callable[[float, int], dict[str, float]], seeds: int) -> dict[str, Any]:
-    tried = [(lr, [run(lr, 100 + seed) for seed in range(seeds)]) for lr in RATES]
+def _best(label: str, run: Map, rho: float, seeds: int) -> dict[str, Any]:
+    tried = [(lr, [run(lr, rho, 100 + seed) for seed in range(seeds)]) for lr in RATES]
     cost = [np.mean([r["flat"] + r["stiff"] for r in runs]) for _, runs in tried]
     at = int(np.argmin(np.nan_to_num(cost, nan=inf)))
     return {"label": label, "lr": tried[at][0], "tried": dict(zip(map(str, RATES), cost, strict=True))} | {

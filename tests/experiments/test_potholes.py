@@ -36,7 +36,8 @@ def test_the_module_is_the_road() -> None:
         model.w.copy_(torch.from_numpy(w))
     loss = model(torch.from_numpy(xi))
     loss.backward()
-    assert abs(float(loss) - road.loss(w) - xi @ w) < 1e-12 * abs(float(loss))
+    value = loss.item()
+    assert abs(value - road.loss(w) - xi @ w) < 1e-12 * abs(value)
     assert model.w.grad is not None
     np.testing.assert_allclose(model.w.grad.numpy(), road.slope(w) + xi, rtol=1e-12)
 
