@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from book.experiments.peers.methods import METHODS, Place
 from book.experiments.peers.tasks import TASKS
 
 PACKAGE = Path(llqr_sam_ref.__file__).parent
+EMPTY = re.compile(r"(, )?\b\w+=\[\]")  # fields that only newer versions have, or leave out
 COMMON = (data.__file__, run.__file__, digits_noise.splits, digits_walk.ill_scaled, Place)
 
 
@@ -48,7 +50,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def meaning(source: str) -> str:
-    """The syntax tree of a piece of code without its docstrings.
+    """The syntax tree of a piece of code without its docstrings, the same under every version of Python.
 
     Args:
         source: a file, a function or a class.
@@ -60,7 +62,7 @@ def meaning(source: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [line for line in node.body if not _is_text(line)]
-    return ast.dump(tree)
+    return EMPTY.sub("", ast.dump(tree))
 
 
 def _is_text(line: ast.stmt) -> bool:
