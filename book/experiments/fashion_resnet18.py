@@ -13,10 +13,13 @@ clock. Writes book/results/fashion_resnet18.json, or fashion_resnet8.json for th
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,8 @@ class Options:
         seeds: full runs of every method; None for 5, or 2 when small.
         methods: which.
         rounds: repeats of the throughput measurement.
+        jobs: runs side by side, one process each; a card that waits for launches has room for several. Throughputs
+            are measured alone, before; the images per second of the runs are then those of shared hardware.
         device: auto, cpu, cuda and the like.
         results: where the JSON goes; None for book/results.
         smoke: sizes at which numbers mean nothing: does it run?
@@ -72,6 +77,7 @@ class Options:
     seeds: int | None = None
     methods: tuple[str, ...] = METHODS
     rounds: int = 5
+    jobs: int = 1
     device: str = "auto"
     results: Path | None = None
     smoke: bool = False
@@ -80,6 +86,11 @@ class Options:
     def name(self) -> str:
         """Of the JSON file."""
         return "fashion_resnet8" if self.small else "fashion_resnet18"
+
+    @property
+    def all_seeds(self) -> range:
+        """Of the full runs."""
+        return range(self.seeds or (2 if self.small else 5))
 
     def config(self, method: str, **settings: Any) -> TrainConfig:
         """What all runs of a method have in common."""
@@ -131,13 +142,27 @@ def tuned(options: Options, method: str) -> tuple[dict[str, Any], list[dict[str,
     return {name: value for name, value in best.items() if name != "accuracy"}, tried
 
 
+def full_run(options: Options, settings: dict[str, Any], method: str, seed: int) -> dict[str, Any]:
+    """What a seed gave."""
+    return train(options.config(method, seed=seed, **settings), options.out / "full" / method / str(seed))
+
+
 def full_runs(options: Options, method: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """What every seed gave."""
-    runs = []
-    for seed in range(options.seeds or (2 if options.small else 5)):
-        folder = options.out / "full" / method / str(seed)
-        runs.append(train(options.config(method, seed=seed, **settings), folder))
-    return runs
+    return [full_run(options, settings, method, seed) for seed in options.all_seeds]
+
+
+def side_by_side(options: Options) -> None:
+    """All runs, several at a time. They are kept in their folders, where whoever asks next finds them."""
+    context = multiprocessing.get_context("spawn")  # a fork of a process that used a card cannot use it
+    with ProcessPoolExecutor(options.jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        chosen = dict(zip(options.methods, pool.map(partial(tuned, options), options.methods), strict=True))
+        runs = [
+            pool.submit(full_run, options, chosen[method][0], method, seed)
+            for seed, method in itertools.product(options.all_seeds, options.methods)
+        ]
+        for run in runs:
+            run.result()
 
 
 def summary(runs: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
@@ -233,13 +258,17 @@ def main(options: Options) -> Path:
     words = ["python -m book.experiments.fashion_resnet18 --data-path DATA --out RUNS"]
     words += [flag for flag, on in (("--small", options.small), ("--smoke", options.smoke)) if on]
     words += [f"--{name} {value}" for name in ("epochs", "seeds") if (value := getattr(options, name))]
+    words += [f"--tune-epochs {options.tune_epochs}", f"--methods {' '.join(options.methods)}"]
+    words += [f"--jobs {options.jobs}"] if options.jobs > 1 else []
     one = options.config("sgd")
     protocol = {
         "command": " ".join(words),
         "environment": environment(Machine(device=device)),
-        "seeds": options.seeds or (2 if options.small else 5),
+        "seeds": len(options.all_seeds),
         "config": {k: v for k, v in one.flat().items() if k not in {"data_path", "lr", "optimizer", "seed"}},
     }
+    if options.jobs > 1:
+        side_by_side(options)
     runs: dict[str, list[dict[str, Any]]] = {}
     for method in options.methods:
         settings, tried = tuned(options, method)

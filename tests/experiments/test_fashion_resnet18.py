@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def test_a_tiny_study_goes_on_and_is_stored(tmp_path: Path, monkeypatch: pytest.
         seeds=2,
         methods=METHODS,
         rounds=1,
+        jobs=2,
         device="cpu",
         results=tmp_path / "results",
         smoke=True,
@@ -43,7 +45,7 @@ def test_a_tiny_study_goes_on_and_is_stored(tmp_path: Path, monkeypatch: pytest.
     # Again: every run is there, so nothing but the throughput is done anew.
     monkeypatch.setattr(study, "throughputs", lambda options, watch: [])
     monkeypatch.setattr(Trainer, "train_step", lambda self: pytest.fail("it trained again"))
-    again = json.loads(study.main(options).read_text(encoding="utf-8"))["results"]
+    again = json.loads(study.main(replace(options, jobs=1)).read_text(encoding="utf-8"))["results"]
     assert again["tuning"] == results["tuning"]
     assert again["methods"] == results["methods"]
 
