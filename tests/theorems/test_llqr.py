@@ -92,22 +92,31 @@ def test_prop_bilinear_stage(activation: str = "tanh") -> None:
     assert not any(problem.Q[i].any() for i in range(problem.horizon))
 
 
-@mutation("the loss itself as the terminal function", divergence="newton")
-def test_cor_ggn_terminal(divergence: str = "fisher") -> None:
-    """For the KL divergence to the frozen outputs only the terminal cost is left: its Hessian."""
-    network, w, x, y = _example(403, "cross-entropy")
-    problem = layerwise_lqr(network, w, x, y, divergence=divergence)
-    entries = [*problem.Q[:-1], *problem.R, *problem.M]
-    assert max(np.max(np.abs(entry), initial=0) for entry in entries) < 1e-15
+@mutation("the loss itself as the terminal function", gauss_newton="newton")
+def test_cor_ggn_terminal(gauss_newton: str = "gauss-newton") -> None:
+    """For the divergence from the present outputs only the terminal cost is left: its Hessian."""
+    for loss in ("cross-entropy", "squared-error"):
+        network, w, x, y = _example(403, loss)
+        present = network.states(w, x)[-1]
 
-    def slope(v: Array) -> Array:  # gradient by v of the mean KL(frozen outputs || outputs at v)
-        frozen = np.exp(network.states(w, x)[-1])
-        frozen /= frozen.sum(1, keepdims=True)
-        states = network.states(v, x)
-        outputs = np.exp(states[-1]) / np.exp(states[-1]).sum(1, keepdims=True)
-        return network.pull(v, states, (outputs - frozen) / len(x))[1]
+        def towards(outputs: Array, loss: str = loss, y: Array = y) -> Array:  # the loss's slope there
+            if loss == "squared-error":
+                return 2 * (outputs - y)
+            weights = np.exp(outputs)
+            return weights / weights.sum(1, keepdims=True) - np.eye(outputs.shape[1])[y]
 
-    assert relative(_assemble(problem), curvature.complex_step(slope, w)) < 1e-12
+        def slope(v: Array) -> Array:  # of the divergence: the loss's slope minus that of its tangent
+            states = network.states(v, x)
+            return network.pull(v, states, (towards(states[-1]) - towards(present)) / len(x))[1]
+
+        hessian = curvature.complex_step(slope, w)
+        assert np.abs(slope(w)).max() < 1e-15
+        kinds = {gauss_newton, "fisher"} if loss == "cross-entropy" else {gauss_newton}
+        for divergence in sorted(kinds):
+            problem = layerwise_lqr(network, w, x, y, divergence=divergence)
+            entries = [*problem.Q[:-1], *problem.R, *problem.M]
+            assert max(np.max(np.abs(entry), initial=0) for entry in entries) < 1e-15
+            assert relative(_assemble(problem), hessian) < 1e-12
 
 
 def _same(problem: lqr.Problem) -> lqr.Problem:
@@ -235,28 +244,31 @@ def test_thm_inertia_additivity(sweep: Callable[[lqr.Problem], lqr.Problem] = _s
     problems = [lqr.random_problem(5, 3, 2, rng, definite=False) for _ in range(100)]
     problems += [layerwise_lqr(*_example(seed, "cross-entropy"), damping=1e-3) for seed in range(413, 417)]
     for problem in problems:
-        negative = int(np.sum(np.linalg.eigvalsh(lqr.dense(problem)[0]) < 0))
-        assert lqr.riccati(sweep(problem)).inertia.negative == negative
+        eigenvalues = np.linalg.eigvalsh(lqr.dense(problem)[0])
+        inertia = lqr.riccati(sweep(problem)).inertia
+        assert inertia.negative == np.sum(eigenvalues < 0)
+        assert inertia.positive == np.sum(eigenvalues > 0)
 
 
-@mutation("enough damping", mu=5.0)
-def test_cex_riccati_indefinite(mu: float = 1e-3) -> None:
-    """The sweep also solves an indefinite model: stationary, certified indefinite, not a minimum."""
-    network, w, x, y = _example(418, "cross-entropy")
-    problem = layerwise_lqr(network, w, x, y, damping=mu)
+@mutation("enough damping", mu=2.0)
+def test_cex_riccati_indefinite(mu: float = 1.0) -> None:
+    """Two weights: the sweep solves an indefinite model exactly, and the model falls from there."""
+    network, x, y = two_weight_network()
+    problem = layerwise_lqr(network, np.array([2.0, 1.0]), x, y, damping=mu)
     solution = lqr.stationary_point(problem)
-    assert lqr.kkt_residual(problem, solution) < 1e-8
-    assert min(solution.stage_eigenvalues) < -1e-6
+    assert solution.step == pytest.approx([-2 / 3, 0.0], abs=1e-14)
+    assert [stage.item() for stage in solution.R_tilde] == pytest.approx([-1.0, 9.0], abs=1e-14)
+    assert lqr.kkt_residual(problem, solution) < 1e-14
     matrix, slope = lqr.dense(problem)
-    values, vectors = np.linalg.eigh(matrix)
 
     def model(u: Array) -> float:
         return float(slope @ u + 0.5 * u @ matrix @ u)
 
-    assert model(solution.step + vectors[:, 0]) - model(solution.step) < -1e-6
+    for t in (0.1, 1.0, 10.0):
+        change = model(solution.step + t * np.array([2.0, -1.0])) - model(solution.step)
+        assert change == pytest.approx(-1.5 * t * t)
     with pytest.raises(ValueError, match="indefinite"):
         lqr.solve(problem)
-    assert values[0] < 0
 
 
 @mutation("a positive R_1", R1=1.0)
