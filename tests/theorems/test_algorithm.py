@@ -16,6 +16,10 @@ def _spd(rng: np.random.Generator, d: int) -> Array:
     return (Q * 10.0 ** rng.uniform(-1, 1, d)) @ Q.T
 
 
+def _times(U: Array, g: Array) -> Array:
+    return U * g if U.ndim == 1 else U @ g
+
+
 def _adam(
     U: Array, eps: Array, steps: int = 500, *, wd: float = 0.1, coupled: bool = False, seed: int = 600
 ) -> Array:
@@ -26,7 +30,7 @@ def _adam(
     m, v = np.zeros(d), np.zeros(d)
     for t in range(1, steps + 1):
         g = H @ (w - 1) + 0.5 * rng.standard_normal(d)
-        g = U * g if U.ndim == 1 else U @ g
+        g = _times(U, g)
         g = g + wd * w if coupled else g
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + eps)
@@ -44,6 +48,17 @@ def test_thm_adam_diagonal_invariance(signs: Array = np.ones(5)) -> None:
 
 @mutation("U is diagonal and the decay decoupled", mix=lambda U: np.diag(U), coupled=False)
 def test_cex_adam_rotation(mix: Callable[[Array], Array] = lambda U: U, coupled: bool = True) -> None:
+    """The two instances of the page, and that the paths stay apart."""
+
+    def first(g: Array, w: Array, wd: float) -> Array:  # moments of one gradient, bias corrected
+        seen = g + wd * w if coupled else g
+        return -seen / np.abs(seen)
+
+    g, U = np.array([3.0, -1.0]), np.array([[2.0, 1.0], [1.0, 2.0]])
+    assert first(g, np.zeros(2), 0).tolist() == [-1, 1]
+    assert first(_times(mix(U), g), np.zeros(2), 0).tolist() == [-1, -1]
+    one, slope = np.ones(1), -np.ones(1)
+    assert first(slope, one, 0.5) == -first(slope / 4, one, 0.5)
     U, none = _spd(np.random.default_rng(601), 5), np.zeros(5)
     plain = _adam(np.ones(5), none, 300)
     assert np.max(np.abs(_adam(mix(U), none, 300) - plain)) > 0.1

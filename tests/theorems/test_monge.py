@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from llqr_sam_ref.exact import dynamics, geometry, landscapes, stability
 from llqr_sam_ref.exact._arrays import Array
@@ -241,12 +242,27 @@ def test_prop_msam_steep_gain(step: Callable[[Array, float], Array] = _monge) ->
 
 
 @mutation("on steep ground instead, loss times 1000", loss_scale=1e3)
-def test_cex_msam_flat_gain(loss_scale: float = 1e-4) -> None:
-    gains = []
-    for a in (1.0, 20.0):
-        g = _two_layer_gradient(a, loss_scale)
-        gains.append(g @ _monge(g, 0.1))
-    assert gains[1] / gains[0] > 3
+@mutation("the second layer's gradient is divided too", second=lambda a: 1 / a)
+def test_cex_msam_flat_gain(
+    loss_scale: float = 1e-6, second: Callable[[float], float] = lambda a: a
+) -> None:
+    """The rise of a small loss, by the names: sqrt(|g_1|^2/a^2 + a^2 |g_2|^2) over the gradient's length."""
+
+    def rise(g: Array) -> float:
+        return float(g @ _monge(g, 0.1))
+
+    def factor(g: Array, first: int, a: float) -> float:
+        return _norm(np.concatenate([g[:first] / a, second(a) * g[first:]])) / _norm(g)
+
+    g = _two_layer_gradient(1.0, loss_scale)
+    for a in (0.3, 3.0, 20.0):
+        ratio = rise(_two_layer_gradient(a, loss_scale)) / rise(g)
+        assert ratio == pytest.approx(factor(g, 18, a), rel=1e-5)
+    banana, root = landscapes.banana(), np.sqrt(2)
+    here = loss_scale * banana.gradient(np.array([root, root]))
+    there = loss_scale * banana.gradient(np.array([20 * root, root / 20]))
+    assert rise(there) / rise(here) == pytest.approx(factor(here, 1, 20.0), rel=1e-5)
+    assert f"{rise(there) / rise(here):.2f}" == "14.16"
 
 
 def _penalty_errors(radius: Callable[[float], float], slope: Callable[[float], float]) -> list[float]:
