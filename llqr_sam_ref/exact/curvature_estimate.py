@@ -316,7 +316,11 @@ def in_own_units(curvature: CurvatureEstimate) -> CurvatureEstimate:
 
 
 def minimizer(curvature: CurvatureEstimate, mu: float) -> Preconditioner:
-    """The minimizer of E J, white probes, in each array's structure: U = E diag(1/(c + mu)) E' and its kin.
+    """The U of each structure that the curvature c asks for: U = E diag(1/(c + mu)) E' and its kin.
+
+    With E given and free of the probes, this minimizes E J over white probes where U has its own number per entry of
+    c: for scalar, diagonal, ekfac and dense. For separable-ekfac and kronecker the minimum over two factors is found
+    by ``separable_minimizer`` (a local one: E J is not convex in the pair).
 
     scalar 1/(mean c + mu); diagonal, ekfac 1/(c + mu); dense (F + mu I)^{-1}; separable-ekfac d_Psi d_Phi' by
     ``separable_minimizer``; kronecker the same U multiplied out, Phi = E_Phi diag(d_Phi) E_Phi'.
@@ -331,7 +335,7 @@ def minimizer(curvature: CurvatureEstimate, mu: float) -> Preconditioner:
     Raises:
         ValueError: a damping that is not positive.
 
-    Source: the book, thm-random-probe-optimum.
+    Source: the book, cor-closed-form and thm-random-probe-optimum.
     """
     mu = check_number("mu", mu, low=0.0, open_low=True)
     return Preconditioner(

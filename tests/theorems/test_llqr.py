@@ -92,31 +92,36 @@ def test_prop_bilinear_stage(activation: str = "tanh") -> None:
     assert not any(problem.Q[i].any() for i in range(problem.horizon))
 
 
+def _divergence_slope(network: Network, w: Array, x: Array, y: Array, loss: str) -> Callable[[Array], Array]:
+    """The gradient by v of the loss at v without its tangent at the outputs of w."""
+
+    def towards(outputs: Array) -> Array:  # the loss's slope in the outputs
+        if loss == "squared-error":
+            return 2 * (outputs - y)
+        weights = np.exp(outputs)
+        return weights / weights.sum(1, keepdims=True) - np.eye(outputs.shape[1])[y]
+
+    here = towards(network.states(w, x)[-1])
+
+    def slope(v: Array) -> Array:
+        states = network.states(v, x)
+        return network.pull(v, states, (towards(states[-1]) - here) / len(x))[1]
+
+    return slope
+
+
 @mutation("the loss itself as the terminal function", gauss_newton="newton")
 def test_cor_ggn_terminal(gauss_newton: str = "gauss-newton") -> None:
     """For the divergence from the present outputs only the terminal cost is left: its Hessian."""
-    for loss in ("cross-entropy", "squared-error"):
+    for loss, kinds in (("cross-entropy", (gauss_newton, "fisher")), ("squared-error", (gauss_newton,))):
         network, w, x, y = _example(403, loss)
-        present = network.states(w, x)[-1]
-
-        def towards(outputs: Array, loss: str = loss, y: Array = y) -> Array:  # the loss's slope there
-            if loss == "squared-error":
-                return 2 * (outputs - y)
-            weights = np.exp(outputs)
-            return weights / weights.sum(1, keepdims=True) - np.eye(outputs.shape[1])[y]
-
-        def slope(v: Array) -> Array:  # of the divergence: the loss's slope minus that of its tangent
-            states = network.states(v, x)
-            return network.pull(v, states, (towards(states[-1]) - towards(present)) / len(x))[1]
-
-        hessian = curvature.complex_step(slope, w)
+        slope = _divergence_slope(network, w, x, y, loss)
         assert np.abs(slope(w)).max() < 1e-15
-        kinds = {gauss_newton, "fisher"} if loss == "cross-entropy" else {gauss_newton}
-        for divergence in sorted(kinds):
+        for divergence in kinds:
             problem = layerwise_lqr(network, w, x, y, divergence=divergence)
             entries = [*problem.Q[:-1], *problem.R, *problem.M]
             assert max(np.max(np.abs(entry), initial=0) for entry in entries) < 1e-15
-            assert relative(_assemble(problem), hessian) < 1e-12
+            assert relative(_assemble(problem), curvature.complex_step(slope, w)) < 1e-12
 
 
 def _same(problem: lqr.Problem) -> lqr.Problem:

@@ -243,9 +243,7 @@ def test_prop_msam_steep_gain(step: Callable[[Array, float], Array] = _monge) ->
 
 @mutation("on steep ground instead, loss times 1000", loss_scale=1e3)
 @mutation("the second layer's gradient is divided too", second=lambda a: 1 / a)
-def test_cex_msam_flat_gain(
-    loss_scale: float = 1e-6, second: Callable[[float], float] = lambda a: a
-) -> None:
+def test_cex_msam_flat_gain(loss_scale: float = 1e-6, second: Callable[[float], float] = lambda a: a) -> None:
     """The rise of a small loss, by the names: sqrt(|g_1|^2/a^2 + a^2 |g_2|^2) over the gradient's length."""
 
     def rise(g: Array) -> float:
@@ -262,7 +260,7 @@ def test_cex_msam_flat_gain(
     here = loss_scale * banana.gradient(np.array([root, root]))
     there = loss_scale * banana.gradient(np.array([20 * root, root / 20]))
     assert rise(there) / rise(here) == pytest.approx(factor(here, 1, 20.0), rel=1e-5)
-    assert f"{rise(there) / rise(here):.2f}" == "14.16"
+    assert f"{rise(there) / rise(here):.2f}" == "14.14"
 
 
 def _penalty_errors(radius: Callable[[float], float], slope: Callable[[float], float]) -> list[float]:

@@ -117,3 +117,11 @@ def test_prop_clipping_ascent(
     for length in lengths:
         changes = [abs(length(min(r, kappa)) - length(r)) for r in (0.5, 1.3, 4.0) for kappa in (0.2, 1.0)]
         assert max(changes) >= 0.01
+    for constant in (
+        rho,
+        -rho,
+        0.0,
+    ):  # SAM, its mirror image, gradient descent: the direction is all that counts
+        g = rng.standard_normal(3)
+        unit, cut = g / np.linalg.norm(g), _clipped(g, 0.1) / np.linalg.norm(_clipped(g, 0.1))
+        assert np.linalg.norm(constant * cut - constant * unit) <= 1e-15
