@@ -56,7 +56,7 @@ export const figure = {
     const { W } = s,
       left = narrow ? 12 : 24,
       room = W - 2 * left,
-      ticks = Math.floor(run / every),
+      ticks = Math.ceil(run / every), // the first is at step 0
       head = (y, words, value) =>
         s.text(left, y, words, { size: 12 }).text(left + room, y, value, { anchor: "end", weight: 600 });
     // 1. The run, its refits, and what the average remembers of the first one.
@@ -164,7 +164,7 @@ export const figure = {
     head: ["quantity", "value"],
     rows: [
       ["memory (steps)", f.memory],
-      ["refits in the run", Math.floor(run / every)],
+      ["refits in the run", Math.ceil(run / every)],
       ["travel of one refit", f.travelPerRefit],
       ["kept of it", f.keptPerRefit],
       ["norm of the array", Math.sqrt(LEAF[leaf][1])],
