@@ -60,7 +60,7 @@ def monge_cycle_amplitude(h: float, eta: float, rho: float, alpha: float = 1.0) 
     Returns:
         The amplitude, in weights.
 
-    Source: the book, (12.1); thm-msam-two-cycle.
+    Source: the book, (10.5); thm-msam-two-cycle.
     """
     c = sam_cycle_amplitude(h, eta, rho)
     return c * _shrink(2 * check_number("alpha", alpha, low=0.0) * h * c)
@@ -80,7 +80,7 @@ def monge_cycle_multiplier(h: float, eta: float, rho: float, alpha: float = 1.0)
     Returns:
         The multiplier, no unit.
 
-    Source: thm-msam-cycle-stability.
+    Source: the book, (12.1); thm-msam-cycle-stability.
     """
     steepness = (alpha * h * monge_cycle_amplitude(h, eta, rho, alpha)) ** 2
     return 1 - eta * h + (2 - eta * h) * steepness / (1 + steepness)
