@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 from importlib import import_module
+from typing import SupportsIndex
 
 
 class UserError(ValueError):
@@ -88,12 +90,16 @@ def check_number(
     return number
 
 
-def check_count(argument: str, value: int, *, low: int = 1) -> int:
-    """Return ``value`` if it is an integer of at least ``low``.
+def check_count(argument: str, value: SupportsIndex, *, low: int = 1) -> int:
+    """Return ``value`` as an int if it is an integer of at least ``low``, NumPy's integers included.
 
     Raises:
         UserError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    try:
+        number = low - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = low - 1
+    if number < low:
         raise UserError(f"{argument}={value!r} is not allowed; pass an integer of at least {low}.")
-    return value
+    return number
