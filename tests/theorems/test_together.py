@@ -94,26 +94,6 @@ def test_thm_pothole_amplification(power: int = 2) -> None:
         np.testing.assert_allclose(both - without, rho * U * h * without, rtol=1e-10, atol=1e-13)
 
 
-@mutation("the square stays whole", spent=lambda g, U: 1.0)
-@mutation("the dual norm spends as much as the Euclidean one", dual=lambda g, U: float(np.linalg.norm(U * g)))
-def test_cor_pothole_amplification_normalized(
-    spent: Callable[[Array, Array], float] = lambda g, U: float(np.linalg.norm(U * g)),
-    dual: Callable[[Array, Array], float] = lambda g, U: float(np.sqrt(g @ (U * g))),
-) -> None:
-    """A question of fixed length divides U squared by |Ug|/|g|; in one dimension U or U^1.5 is left."""
-    rng, eta, rho = np.random.default_rng(504), 0.01, 0.3
-    for d in (1, 1, 4, 4):
-        h, U, x = rng.uniform(1, 10, d), rng.uniform(1.5, 20, d), rng.standard_normal(d)
-        bowl, g = landscapes.quadratic(np.diag(h)), h * x
-        plain = dynamics.step(dynamics.sam(eta, rho), bowl, x) - dynamics.step(dynamics.gd(eta), bowl, x)
-        map_alone = dynamics.step(dynamics.preconditioned_gd(eta, U), bowl, x)
-        for norm, power, length in (("euclidean", 1.0, spent), ("dual", 1.5, dual)):
-            asked = dynamics.step(dynamics.llqr_sam(eta, rho, np.diag(U), norm=norm), bowl, x) - map_alone
-            np.testing.assert_allclose(asked, U**2 * np.linalg.norm(g) / length(g, U) * plain, rtol=1e-9)
-            if d == 1:
-                np.testing.assert_allclose(asked, U**power * plain, rtol=1e-9)
-
-
 def _critical_curvature(U: float, eta: float, rho: float) -> float:
     """The curvature at which |1 - eta U h (1 + rho U h)| reaches one, by bisection."""
     low, high = 0.0, 1e9
