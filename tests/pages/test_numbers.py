@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests import rendered
@@ -56,3 +58,10 @@ def test_the_reader_of_prose_sees_text_math_tables_and_captions_and_nothing_else
     found = prose.decimals(prose.without_code(SAMPLE))
     expected = ["1.01", "1.11", "1.12", "1.13", "1.14", "12345.15", "1200.16", "1.17", "1.18"]
     assert found == [*expected, "1.20", "1.21", "1.22", "1.24"]
+
+
+@pytest.mark.parametrize("page", rendered.PAGES)
+def test_no_page_has_a_line_that_waits_for_its_text(page: str) -> None:
+    text = prose.without_code((rendered.ROOT / f"{page}.md").read_text(encoding="utf-8"))
+    waiting = [line for line in text.splitlines() if re.fullmatch(r"\s*[A-Z][A-Z_ ]{3,}\s*", line)]
+    assert not waiting, f"{page}: {', '.join(waiting)}"
