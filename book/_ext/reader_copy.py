@@ -150,11 +150,16 @@ def _used(tree: ast.AST) -> set[str]:
 
 
 def carried_files(code: str, root: Path) -> list[Path]:
-    """What of ``book/experiments`` and ``book/results`` the code imports or loads, by way of imports too."""
+    """What of ``book/experiments`` and ``book/results`` the code imports or loads, by way of imports too.
+
+    A data file goes with a script that names it by its path in the repository.
+    """
     files: list[Path] = []
+    data: list[Path] = []
     waiting = [code]
     while waiting:
         text = waiting.pop()
+        data += [root / name for name in re.findall(r"\"(book/[\w/]+\.yml)\"", text)]
         for node in ast.walk(ast.Module(_parse(text), [])):
             if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("book."):
                 continue
@@ -166,7 +171,7 @@ def carried_files(code: str, root: Path) -> list[Path]:
                     waiting.append(path.read_text("utf-8"))
     names = re.findall(r"\bload\(\"(\w+)\"\)", code)
     results = [root / "book" / "results" / f"{name}.json" for name in names]
-    return sorted(files) + [path for path in results if path.is_file()]
+    return sorted(files) + [path for path in (*data, *results) if path.is_file()]
 
 
 def _carrying_cell(files: list[Path], root: Path) -> NotebookNode:

@@ -10,9 +10,10 @@ from tests import rendered
 
 FENCE = re.compile(r"^(`{3,}|:{3,})\{([\w:-]+)\}(.*)$")
 DECIMAL = re.compile(r"(?<![\w.])\d+\.\d{2,}(?![\d]|\.\d)")
-# Not quantities: papers, and numbers of things.
+# Not quantities: papers, versions, and numbers of things.
 NAMES = re.compile(
     r"arXiv:?\s*\d{4}\.\d{5}(v\d+)?"
+    r"|\btorch \d+\.\d+"
     r"|\b(Theorem|Proposition|Corollary|Remark|Lemma|Equation|Figure|Fig\.|Section|Chapter|Table|eq\.)\s*\(?\d+\.\d+\)?",
     re.IGNORECASE,
 )
