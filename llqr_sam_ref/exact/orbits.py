@@ -92,8 +92,9 @@ def find_basin_radius(
     direction = direction / np.linalg.norm(direction)
     for _ in range(check_count("rounds", rounds)):
         distances = np.linspace(low, high, 65)
-        *_, end = islice(orbit(method, landscape, distances[1:, None] * direction, steps), steps, None)
-        staying = np.flatnonzero(np.linalg.norm(end, axis=-1) < distances[1:])  # a diverged orbit has left
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverged orbit has left
+            *_, end = islice(orbit(method, landscape, distances[1:, None] * direction, steps), steps, None)
+            staying = np.flatnonzero(np.linalg.norm(end, axis=-1) < distances[1:])
         if low == 0.0 and not staying.size:
             raise RuntimeError(
                 f"{method.name} leaves the origin of {landscape.name!r} from every start tried."

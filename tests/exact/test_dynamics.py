@@ -309,6 +309,11 @@ def test_the_basin_of_a_maximum(h: float, rho: float) -> None:
         assert radius == pytest.approx(stability.monge_basin_radius(h, rho, alpha), rel=1e-9)
 
 
+def test_a_basin_is_found_where_the_orbits_that_leave_overflow() -> None:
+    radius = orbits.find_basin_radius(dynamics.sam(0.001, 0.3), landscapes.hilltop(200.0), high=2.0)
+    assert radius == pytest.approx(0.3, rel=1e-9)
+
+
 def test_inside_the_basin_the_motion_stays_in_a_band() -> None:
     starts = np.linspace(0.05, 0.999, 20)[:, None]
     path = trajectory(dynamics.sam(0.01, 1.0), landscapes.hilltop(2.0), starts, 3000)
