@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Playwright, Route
@@ -24,21 +25,24 @@ class Visit:
     """One page opened from disk, with every request to the network refused and every complaint recorded."""
 
     def __init__(self, browser: Browser, path: Path, width: int = 1200) -> None:
-        """Open the page and wait until its mathematics is set."""
+        """Open the page and wait until its letters are there."""
         self.context = browser.new_context(
             viewport={"width": width, "height": 800}, reduced_motion="reduce", color_scheme="light"
         )
         self.page = self.context.new_page()
         self.complaints: list[str] = []
+        self.files: set[Path] = set()
         self.page.route("**/*", self._answer)
         self.page.on("requestfailed", lambda request: self.complaints.append(f"no answer: {request.url}"))
         self.page.on("pageerror", lambda error: self.complaints.append(f"script error: {error}"))
         self.page.on("console", self._listen)
         self.page.goto(path.as_uri())
-        self.page.evaluate("() => window.MathJax ? MathJax.startup.promise.then(() => true) : true")
+        self.page.evaluate("() => document.fonts.ready.then(() => true)")
 
     def _answer(self, route: Route) -> None:
         if route.request.url.startswith(("file:", "data:", "blob:")):
+            if route.request.url.startswith("file:"):
+                self.files.add(Path(unquote(urlparse(route.request.url).path)))
             route.continue_()
         else:
             self.complaints.append(f"request to the network: {route.request.url}")
