@@ -1,8 +1,4 @@
-"""The book's plan: all chapters in order. Numbers, reading lanes and the list of what comes follow from it.
-
-A chapter keeps its number from the plan however many of its predecessors are written, so "chapter 6" and
-"equation (6.2)" never change their meaning. Chapters that exist are links, the others plain text.
-"""
+"""The book's plan: all chapters in order, with minutes to read. Numbers and reading lanes follow from it."""
 
 from __future__ import annotations
 
@@ -68,55 +64,33 @@ CHAPTERS = [chapter for part in PARTS.values() for chapter in part]
 NUMBER = {chapter.docname: number for number, chapter in enumerate(CHAPTERS, start=1)}
 
 
-def _line(chapter: Chapter, env: BuildEnvironment) -> nodes.list_item:
-    """One chapter: number, title (a link when it is written), minutes."""
+def _line(chapter: Chapter) -> nodes.list_item:
+    """One chapter: number, title as a link, minutes."""
     number = f"{NUMBER[chapter.docname]}"
     paragraph = nodes.paragraph("", "", nodes.inline("", number, classes=["chapter-number"]), nodes.Text(" "))
-    if chapter.docname in env.found_docs:
-        link = addnodes.pending_xref(
-            "",
-            nodes.inline("", chapter.title),
-            refdomain="std",
-            reftype="doc",
-            reftarget=f"/{chapter.docname}",
-            refexplicit=True,
-            refwarn=True,
-        )
-        paragraph += [link, nodes.inline("", f" {chapter.minutes} min", classes=["minutes"])]
-        return nodes.list_item("", paragraph)
-    paragraph += [nodes.Text(chapter.title), nodes.inline("", " (coming)", classes=["minutes"])]
-    return nodes.list_item("", paragraph, classes=["coming"])
-
-
-def _list(chapters: list[Chapter], env: BuildEnvironment) -> nodes.bullet_list:
-    items = [_line(chapter, env) for chapter in chapters]
-    return nodes.bullet_list("", *items, classes=["chapters"])
+    link = addnodes.pending_xref(
+        "",
+        nodes.inline("", chapter.title),
+        refdomain="std",
+        reftype="doc",
+        reftarget=f"/{chapter.docname}",
+        refexplicit=True,
+        refwarn=True,
+    )
+    paragraph += [link, nodes.inline("", f" {chapter.minutes} min", classes=["minutes"])]
+    return nodes.list_item("", paragraph)
 
 
 class Chapters(SphinxDirective):
-    """List chapters: by number (``1 2 13``), or ``coming`` for the ones not written yet, Part by Part."""
+    """List chapters by number: ``1 2 13``."""
 
     required_arguments = 1
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        """Return the list or lists."""
-        if self.arguments[0] != "coming":
-            return [_list([CHAPTERS[int(number) - 1] for number in self.arguments[0].split()], self.env)]
-        result: list[nodes.Node] = []
-        for part, chapters in PARTS.items():
-            coming = [chapter for chapter in chapters if chapter.docname not in self.env.found_docs]
-            if coming:
-                result += [nodes.rubric("", part), _list(coming, self.env)]
-        return result
-
-
-def _reread_lists_when_a_chapter_arrives(
-    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
-) -> list[str]:
-    if not NUMBER.keys() & (added | removed):
-        return []
-    return ["book/intro", "book/roadmap"]
+        """Return the list."""
+        chapters = [CHAPTERS[int(number) - 1] for number in self.arguments[0].split()]
+        return [nodes.bullet_list("", *map(_line, chapters), classes=["chapters"])]
 
 
 def _number_from_the_plan(collector: Collector, env: BuildEnvironment) -> list[str]:
@@ -141,5 +115,4 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     Collector.assign_section_numbers = _number_from_the_plan  # type: ignore[method-assign]
     app.add_directive("chapters", Chapters)
-    app.connect("env-get-outdated", _reread_lists_when_a_chapter_arrives)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
