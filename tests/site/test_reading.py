@@ -29,6 +29,8 @@ WIDE = """() => document.documentElement.scrollWidth - window.innerWidth"""
 BROKEN_MATH = """() => [...document.querySelectorAll('.katex-error')].map(e => e.title)"""
 UNSET_MATH = """() => [...document.querySelectorAll('span.math, div.math')]
     .filter(e => !e.querySelector('.katex')).map(e => e.textContent.slice(0, 40))"""
+CUT_FORMULAS = """() => [...document.querySelectorAll('.katex-display')]
+    .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
 # What a reader sees of a formula is hidden from those who listen, and has the color of its text: axe may skip
 # its ten thousand letters and look at the MathML.
 ONLY_SPOKEN_FORMULAS = """() => document.querySelectorAll('.katex-html').forEach(e => e.remove())"""
@@ -49,6 +51,7 @@ class Report:
     overflow: dict[int, int]
     figure_colors: dict[str, list[str]]
     weight: int
+    cut: list[str]
 
 
 @functools.cache
@@ -56,6 +59,8 @@ def _report(browser: Browser, page: str) -> Report:
     visit = Visit(browser, rendered.build() / f"{page}.html")
     math = visit.ask(BROKEN_MATH), visit.ask(UNSET_MATH)
     complaints, weight = list(visit.complaints), _weight(visit.files)
+    visit.look("light", 1400)
+    cut = visit.ask(CUT_FORMULAS)
     overflow = {}
     for width in (1200, 768, 360):
         visit.look("light", width)
@@ -67,7 +72,7 @@ def _report(browser: Browser, page: str) -> Report:
         visit.look(theme, 1200)
         colors[theme] = visit.ask(FIGURE_COLORS)
         findings[theme] = _axe(visit, rules, ONE_PART.get(page, "html"))
-    report = Report(complaints, *math, findings, overflow, colors, weight)
+    report = Report(complaints, *math, findings, overflow, colors, weight, cut)
     visit.close()
     return report
 
@@ -121,6 +126,11 @@ def test_axe_finds_nothing(browser: Browser, page: str, theme: str) -> None:
 @pytest.mark.parametrize("width", [1200, 768, 360])
 def test_the_page_never_scrolls_sideways(browser: Browser, page: str, width: int) -> None:
     assert _report(browser, page).overflow[width] <= 0
+
+
+@PAGES
+def test_no_formula_is_cut_at_a_desk(browser: Browser, page: str) -> None:
+    assert not _report(browser, page).cut
 
 
 @pytest.mark.parametrize("page", rendered.CHAPTERS)
