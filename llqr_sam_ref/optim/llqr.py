@@ -73,7 +73,9 @@ class LLQR(OptimizerWrapper):
     remembers no curvature: half of that.
 
     Under DDP every rank passes its share of a probe batch: ``probes`` micro-batches partition the whole, and U
-    comes out bitwise the same everywhere. Under FSDP2 use structure="diagonal".
+    comes out bitwise the same everywhere; every rank renews its share of the bases, and sends them. Under FSDP2 (and
+    tensor parallelism) a side that is cut between ranks has bases in blocks that no cut goes through, and what
+    travels are the Gram matrices of the other side; "ekfac" and "diagonal" can be cut.
 
     Args:
         base: takes the step: any first-order torch optimizer; with acts_on="update" one whose update does not depend
@@ -288,9 +290,9 @@ class LLQR(OptimizerWrapper):
             if free and not batch.sharded:
                 V = dict(zip(V, ranks.mean(list(V.values())), strict=True))
             others = Ranks() if batch.sharded or free else ranks
-            self._learn(
-                self._preconditioner(), V, 1.0 if free else batch.total, self._curvature(batch), others
-            )
+            owners = Ranks() if batch.sharded else ranks
+            terms = 1.0 if free else batch.total
+            self._learn(self._preconditioner(), V, terms, self._curvature(batch), others, owners)
 
     def _learn(
         self,
@@ -299,10 +301,11 @@ class LLQR(OptimizerWrapper):
         terms: float,
         curvature: AbstractContextManager[Callable[[Vector], Vector]] | None,
         ranks: Ranks,
+        owners: Ranks,
     ) -> None:
         stacks = [stack for stack in learned.stacks if stack.trainable]
         with full_precision(stack.device for stack in stacks):
-            learn(stacks, V, terms, curvature, self._config, ranks, self.own)
+            learn(stacks, V, terms, curvature, self._config, ranks, owners, self.own)
         for group in self.param_groups:
             group["llqr_refits"] = int(group["llqr_refits"]) + 1
             group["llqr_last_refit"] = int(group["llqr_steps"])
@@ -395,10 +398,11 @@ class LLQR(OptimizerWrapper):
             scale = self.progress.loss_scale
             if isinstance(scale, Tensor) or scale != 1.0:
                 g = [x / on(scale, x) for x in g]
-            if not any(map(is_sharded, present)) and not (self._ddp and self._ddp.require_forward_param_sync):
-                g = Ranks.of(self.process_group).mean(g)
+            owners = Ranks() if any(map(is_sharded, present)) else Ranks.of(self.process_group)
+            if not (self._ddp and self._ddp.require_forward_param_sync):
+                g = owners.mean(g)
             V = {learned.names[p]: x.unsqueeze(0) for p, x in zip(present, g, strict=True)}
-            self._learn(learned, V, 1.0, None, Ranks())
+            self._learn(learned, V, 1.0, None, Ranks(), owners)
 
     def _refit_if_due(self) -> None:
         if self.probe is None or not self.refit_due:

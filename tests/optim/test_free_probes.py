@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from llqr_sam_ref import LLQR, SAM, LLQRConfig
+from llqr_sam_ref.optim.preconditioner.closed_form import due
 from tests.optim._ranks import run_on_ranks
 from tests.optim._training import backward, same, weights
 
@@ -300,10 +301,12 @@ def on_a_rank(rank: int) -> dict[str, Any]:
     for name, inside, parts in cases:
         model = DistributedDataParallel(inside)
         with ExitStack() as refused:
-            for collective in ("all_reduce", "broadcast", "all_gather", "all_gather_into_tensor"):
+            for collective in ("broadcast", "all_gather", "all_gather_into_tensor"):
                 refused.enter_context(patch.object(dist, collective, side_effect=AssertionError(collective)))
+            sent = refused.enter_context(patch.object(dist, "all_reduce", wraps=dist.all_reduce))
             opt = train(model, model, half, parts)
         found[name] = [*weights(model), *remembered(opt)]
+        found[f"{name}: messages"] = sent.call_count
     model = DistributedDataParallel(network())
     opt = train(model, model.module, half)  # LLQR does not see who averages: averaging again changes nothing
     found["module"] = [*weights(model), *remembered(opt)]
@@ -320,7 +323,11 @@ def on_a_rank(rank: int) -> dict[str, Any]:
 
 def test_ranks_learn_the_same_from_their_mean() -> None:
     first, second = run_on_ranks(on_a_rank)
-    for name in first:
+    renewals = sum(due(count, 2) for count in range(1, 6))
+    assert {name: n for name, n in first.items() if "messages" in name} == {
+        f"{name}: messages": renewals for name in ("wrapped", "accumulated", "pictures")
+    }  # the bases, of which every rank makes its share, and nothing else
+    for name in ("wrapped", "accumulated", "pictures", "module", "local gradients"):
         assert same(first[name], second[name]), name
     model = network()
     opt = train(model, model, lambda whole: whole)

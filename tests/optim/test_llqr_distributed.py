@@ -110,7 +110,7 @@ def on_a_rank(rank: int) -> dict[str, Any]:
             opt, path = train(model, config, rho, half(rank))
             stored = [t for entries in opt.own.values() for t in entries.values() if isinstance(t, Tensor)]
             found[f"{name}, {rho}"] = path, stored
-    wrongs = (three_probes, unequal_shares, sharded_default, sharded_published, sharded_gain)
+    wrongs = (three_probes, unequal_shares, sharded_separable, sharded_published, sharded_gain)
     found["errors"] = [error_of(rank, wrong) for wrong in wrongs]
     config = DEFAULT.replace(structure="diagonal")
     for name, changes in SHARDED.items():
@@ -121,7 +121,7 @@ def on_a_rank(rank: int) -> dict[str, Any]:
     found["sharded resume"] = [sharded_resume(rank, full=full) for full in (None, False, True)]
     found["sharded autocast"] = autocast_stays_out(rank)
     found["sharded report"] = sharded_report(rank)
-    found["bases"] = bases_of_the_first(rank)
+    found["bases"] = bases_by_turns(rank)
     return found
 
 
@@ -204,18 +204,29 @@ def sharded_report(rank: int) -> list[BlockReport]:
     return opt.report()
 
 
-def bases_of_the_first(rank: int) -> list[Tensor]:
-    """What is learned if the ranks' eigenvectors come in different orders, as those of different machines may."""
+def bases_by_turns(rank: int) -> tuple[list[Tensor], int]:
+    """What is learned if the ranks' eigenvectors come in different orders, as those of different machines may.
+
+    And how many bases this rank made.
+    """
+    made = 0
     model = network()
-    opt = LLQR(SGD(model.parameters(), lr=0.02), model, nn.CrossEntropyLoss(), DEFAULT)
+    opt = LLQR(
+        SGD(model.parameters(), lr=0.02),
+        model,
+        nn.CrossEntropyLoss(),
+        DEFAULT.replace(renewal="eigendecomposition"),
+    )
 
     def turned(gram: Tensor, old: Tensor) -> Tensor:
+        nonlocal made
+        made += len(gram)
         return estimate_eigenbasis(gram, old).flip(-1) if rank else estimate_eigenbasis(gram, old)
 
     with patch.object(closed_form, "eigenbasis", turned):
         for t in range(3):
             opt.refit(*map(half(rank), batch(t)))
-    return [t for entries in opt.own.values() for t in entries.values() if isinstance(t, Tensor)]
+    return [t for entries in opt.own.values() for t in entries.values() if isinstance(t, Tensor)], made
 
 
 def three_probes(rank: int) -> None:
@@ -232,9 +243,14 @@ def unequal_shares(rank: int) -> None:
     opt.refit(x[: 8 - 4 * rank], y[: 8 - 4 * rank])
 
 
-def sharded_default(rank: int) -> None:
+def sharded_separable(rank: int) -> None:
     model = sharded()
-    LLQR(SGD(model.parameters(), lr=0.1), model, nn.CrossEntropyLoss(), DEFAULT)
+    LLQR(
+        SGD(model.parameters(), lr=0.1),
+        model,
+        nn.CrossEntropyLoss(),
+        DEFAULT.replace(structure="separable-ekfac"),
+    )
 
 
 def sharded_published(rank: int) -> None:
@@ -316,9 +332,18 @@ def test_a_sharded_report_is_that_of_the_whole(two: list[dict[str, Any]]) -> Non
                 assert getattr(found, number) == pytest.approx(getattr(wanted, number), rel=1e-9)
 
 
-def test_all_ranks_take_the_bases_of_the_first(two: list[dict[str, Any]]) -> None:
-    ours, twin = (results["bases"] for results in two)
+def test_every_rank_makes_its_share_of_the_bases_and_all_take_them(two: list[dict[str, Any]]) -> None:
+    (ours, some), (twin, others) = (results["bases"] for results in two)
     assert same(ours, twin)
+    renewals = sum(closed_form.due(count, 1) for count in range(1, 4))
+    assert some == others == renewals * 2  # of two matrices with two sides each
+
+
+def test_shares_are_disjoint_and_whole() -> None:
+    for count, turn, size in ((1, 0, 2), (1, 1, 2), (7, 2, 3), (8, 5, 4)):
+        parts = [Ranks(None, rank, size).share(count, turn) for rank in range(size)]
+        assert sorted(i for part in parts for i in range(count)[part]) == list(range(count))
+    assert Ranks().share(5, 3) == slice(0, 5)
 
 
 def test_what_cannot_be_shared_says_so(two: list[dict[str, Any]]) -> None:
@@ -326,8 +351,8 @@ def test_what_cannot_be_shared_says_so(two: list[dict[str, Any]]) -> None:
         probes, shares, sharding, inner, gain = results["errors"]
         assert "probes=3 micro-batches cannot be shared at world size 2; choose a multiple, or 1" in probes
         assert "the number of probe examples differs between the ranks: [8, 4]" in shares
-        assert "structure='ekfac'" in sharding
-        assert "use structure='diagonal' with solver=ClosedForm(...)" in sharding
+        assert "structure='separable-ekfac'" in sharding
+        assert "use structure='diagonal' or 'ekfac' with solver=ClosedForm(...)" in sharding
         assert "structure='diagonal' with solver=InnerLoop needs whole ones" in inner
         assert "quadratic_gain() needs whole parameters" in gain
 

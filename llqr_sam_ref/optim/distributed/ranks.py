@@ -47,12 +47,24 @@ class Ranks:
 
         return _together(tensors, average)
 
-    def broadcast(self, tensors: Nest) -> Nest:
-        """The tensors in lists and dicts as rank 0 has them."""
+    def share(self, count: int, turn: int) -> slice:
+        """This rank's part of some equal pieces of work; who gets the larger parts goes round with the turn.
+
+        Args:
+            count: pieces.
+            turn: of the work, the same on all ranks.
+
+        Returns:
+            The pieces that are its own; those of all ranks together are all.
+        """
+        place = (self.rank + turn) % self.world_size
+        return slice(count * place // self.world_size, count * (place + 1) // self.world_size)
+
+    def assembled(self, tensors: Nest) -> Nest:
+        """Tensors in lists and dicts of which every rank has made its share, and left zeros elsewhere."""
         if self.world_size == 1:
             return tensors
-        source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
-        return _together(tensors, lambda flat: dist.broadcast(flat, source, group=self.group))
+        return _together(tensors, lambda flat: dist.all_reduce(flat, group=self.group))
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, joined along the first axis in their order."""

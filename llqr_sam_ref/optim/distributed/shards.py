@@ -124,14 +124,55 @@ def placed_as(local: Tensor, parameter: Any) -> Tensor:
     """
     if not is_sharded(parameter):
         return local
-    placed: Tensor = type(parameter.data).from_local(
-        local.view(parameter.to_local().shape),
-        parameter.device_mesh,
-        parameter.placements,
-        shape=parameter.shape,
-        stride=parameter.stride(),
+    shape, stride = parameter.shape, parameter.stride()
+    return _distributed(
+        local.view(parameter.to_local().shape), parameter, parameter.placements, shape, stride
     )
-    return placed
+
+
+def _distributed(local: Tensor, parameter: Any, placements: Any, shape: Any, stride: Any) -> Tensor:
+    """A ``DTensor`` of a local tensor that may be a part of another: torch cannot copy one made with an offset."""
+    placed: Any = type(parameter.data).from_local(
+        torch.empty_like(local), parameter.device_mesh, placements, shape=shape, stride=stride
+    )
+    placed._local_tensor = local
+    return placed  # type: ignore[no-any-return]
+
+
+def cut_of(parameter: Any) -> tuple[int, int] | None:
+    """Along which axis a parameter is cut, and into how many parts.
+
+    Args:
+        parameter: whole or sharded.
+
+    Returns:
+        Axis and number of parts; None where it is cut along several axes or of a mesh, unevenly or not at all.
+    """
+    if not is_sharded(parameter):
+        return None
+    mesh, placements = parameter.device_mesh, parameter.placements
+    cuts = [(p.dim, mesh.size(i)) for i, p in enumerate(placements) if type(p).__name__ == "Shard"]
+    others = [p for p in placements if type(p).__name__ != "Shard"]
+    return cuts[0] if len(cuts) == 1 and all(p.is_replicate() for p in others) else None
+
+
+def placed_beside(local: Tensor, parameter: Any, shape: tuple[int, ...], *, cut: bool) -> Tensor:
+    """This rank's part of a tensor that belongs to a side of a sharded parameter.
+
+    Args:
+        local: what this rank holds.
+        parameter: the parameter.
+        shape: of the whole tensor.
+        cut: whether it is cut along its first axis as the parameter is, or the same on all ranks.
+
+    Returns:
+        A tensor of the parameter's type; memory is shared.
+    """
+    from torch.distributed.tensor import Replicate, Shard  # there already, where a parameter is sharded
+
+    placements = [p if p.is_replicate() else Shard(0) if cut else Replicate() for p in parameter.placements]
+    stride = torch.empty(shape, device="meta").stride()
+    return _distributed(local.view(-1, *shape[1:]), parameter, placements, torch.Size(shape), stride)
 
 
 def inner_products(

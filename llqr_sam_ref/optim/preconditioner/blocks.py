@@ -12,8 +12,9 @@ from torch import Tensor
 
 from llqr_sam_ref.config import InnerLoop, LLQRConfig
 from llqr_sam_ref.errors import unknown_name
-from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors
-from llqr_sam_ref.optim.structures import STRUCTURES, Shape, Structure, make_structure
+from llqr_sam_ref.optim.distributed.shards import cut_of, is_sharded, local_tensors, placed_as, placed_beside
+from llqr_sam_ref.optim.structures import STRUCTURES, Cut, Shape, Structure, make_structure
+from llqr_sam_ref.optim.structures.two_sided import TwoSided
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +51,23 @@ class Block:
         return any(p.requires_grad for p in self.parameters)
 
     def saved_shapes(self) -> dict[str, Shape]:
-        """What is kept, as the head's saved state has it: what is sharded has the parameter's shape there."""
-        return (
-            dict.fromkeys(self.kept_shapes, tuple(self.head.shape))
-            if is_sharded(self.head)
-            else self.kept_shapes
-        )
+        """What is kept, as the head's saved state has it: whole, where this rank has a part."""
+        if not is_sharded(self.head):
+            return self.kept_shapes
+        return {name: self._whole(name) for name in self.kept_shapes}
+
+    def _whole(self, name: str) -> Shape:
+        axis, here, cut = self.structure.axis_of(name), self.kept_shapes[name], cut_in(self.head)
+        if axis is None or cut is None:
+            return tuple(self.head.shape)
+        return (cut.whole // here[-1], *here[-2:]) if axis == cut.axis else here
+
+    def placed(self, name: str, local: Tensor) -> Tensor:
+        """What this rank keeps, as the head's saved state has it: sharded where the head is."""
+        axis, cut = self.structure.axis_of(name), cut_in(self.head)
+        if axis is None or cut is None:
+            return placed_as(local, self.head)
+        return placed_beside(local, self.head, self._whole(name), cut=axis == cut.axis)
 
 
 def make_blocks(
@@ -105,12 +117,14 @@ def _make_block(
     members = sorted(members, key=lambda p: names[p].rpartition(".")[2])  # "bias" before "weight"
     shapes = tuple(tuple(p.shape) for p in local_tensors(members))
     joined = (sum(map(math.prod, shapes)),)
+    cut = cut_in(members[0])
     structure = make_structure(
         kind,
         joined if _joins_layers(kind, config) else matrix_shape(shapes[0]),
         positive=isinstance(config.solver, InnerLoop) and config.solver.positive,
         max_side=config.max_side,
         wide=config.wide,
+        cut=cut,
     )
     if config.closed:
         structure = structure.closed_form()
@@ -129,6 +143,15 @@ def _make_block(
 def matrix_shape(shape: Shape) -> Shape:
     """Of the block: (p,) for vectors, (first axis, all others) else: a convolution is (out, in * h * w)."""
     return (math.prod(shape),) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
+
+
+def cut_in(parameter: Tensor) -> Cut | None:
+    """Where a parameter is cut as a matrix; None if it is whole, a vector, or cut otherwise."""
+    found = cut_of(parameter)
+    if found is None or parameter.ndim < 2:
+        return None
+    axis, parts = found
+    return Cut(axis, parameter.shape[axis], parts) if axis == 0 or parameter.ndim == 2 else None
 
 
 def _joins_layers(kind: str, config: LLQRConfig) -> bool:
@@ -165,9 +188,15 @@ def check_learnable(group: Mapping[str, Any], owned: Iterable[Tensor], config: L
                 f"parameter {index} of shape {tuple(parameter.shape)} does not belong to model; give its group "
                 "structure='identity', or pass the model that owns it."
             )
-        if is_sharded(parameter) and not (STRUCTURES[kind].entrywise and config.closed):
-            fitting = " or ".join(repr(name) for name, kind in STRUCTURES.items() if kind.entrywise)
+        if is_sharded(parameter) and not (STRUCTURES[kind].cuts and config.closed):
+            fitting = " or ".join(repr(name) for name, kind in STRUCTURES.items() if kind.cuts)
             raise ValueError(
                 f"parameter {index} is sharded, and structure={kind!r} with solver={type(config.solver).__name__} "
                 f"needs whole ones; use structure={fitting} with solver=ClosedForm(...)."
+            )
+        two_sides = is_sharded(parameter) and parameter.ndim > 1 and issubclass(STRUCTURES[kind], TwoSided)
+        if two_sides and cut_in(parameter) is None:
+            raise ValueError(
+                f"parameter {index} has the placements {parameter.placements}, and structure={kind!r} can follow "  # type: ignore[attr-defined]
+                "one cut, along the first axis, or along the second of a matrix; use structure='diagonal' for it."
             )

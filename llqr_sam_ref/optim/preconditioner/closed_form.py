@@ -19,15 +19,23 @@ from torch import Tensor
 from llqr_sam_ref.config import ClosedForm
 from llqr_sam_ref.optim.curvature.functional import Vector
 from llqr_sam_ref.optim.distributed.ranks import Ranks
-from llqr_sam_ref.optim.distributed.shards import sum_over_shards
+from llqr_sam_ref.optim.distributed.shards import is_sharded, sum_over_shards
 from llqr_sam_ref.optim.preconditioner.stack import Own, Stack
+from llqr_sam_ref.optim.structures.two_sided import TwoSided
 
 RIDGE = 1e-7  # of the trace
 FLOOR = 1e-2  # of the mean eigenvalue
 
 
 def refit_closed_form(
-    stacks: list[Stack], V: Vector, m: float, solver: ClosedForm, every: int, ranks: Ranks, own: Own
+    stacks: list[Stack],
+    V: Vector,
+    m: float,
+    solver: ClosedForm,
+    every: int,
+    ranks: Ranks,
+    owners: Ranks,
+    own: Own,
 ) -> None:
     """Update the curvature estimate and take its minimizer.
 
@@ -40,6 +48,7 @@ def refit_closed_form(
         solver: the clocks of its averages and bases, and its damping.
         every: training steps from one refit to the next.
         ranks: those that have probes.
+        owners: those that have the same Gram matrices, and make a share of the bases each.
         own: where counters are saved.
 
     Source: the book, thm-random-probe-optimum; E-KFAC, George et al. 2018 (arXiv 1806.03884), section 3.
@@ -55,7 +64,7 @@ def refit_closed_form(
         for X, good in zip(probes, usable, strict=True)
     ]
     _average_grams(stacks, probes, usable, m / k, solver, every, ranks)
-    renewed = _renew_bases(stacks, solver, every, ranks)
+    renewed = _renew_bases(stacks, solver, every, owners)
     samples = ranks.mean([
         stack.structure.curvature_sample(stack.kept, X, m / k)
         for stack, X in zip(stacks, probes, strict=True)
@@ -83,24 +92,41 @@ def _average_grams(
         if stack.structure.bases() and due(stack.refits + 1, between)
     ]
     past = decay(solver.basis_memory, max(solver.gram_every, every))
-    grams = ranks.mean([stack.structure.gram_samples(X, weight) for stack, X, _ in sampled])
+    grams = ranks.mean([
+        _over_shards(stack, stack.structure.gram_samples(X, weight)) for stack, X, _ in sampled
+    ])
     for (stack, _, good), samples in zip(sampled, grams, strict=True):
         gain = average_gain(past, times(stack.refits + 1, between))
         for gram, sample in samples.items():
             _lerp(stack.kept[gram], sample, gain, good)
 
 
-def _renew_bases(stacks: list[Stack], solver: ClosedForm, every: int, ranks: Ranks) -> list[bool]:
-    """New bases where they are due, and c carried over to them; says where."""
+def _over_shards(stack: Stack, samples: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gram matrices of what is cut between ranks: those of the side that is whole add up over its parts."""
+    cut = stack.structure.cut if isinstance(stack.structure, TwoSided) else None
+    return {
+        name: sample
+        if cut is None or stack.structure.axis_of(name) == cut.axis
+        else sum_over_shards(sample, stack.heads)
+        for name, sample in samples.items()
+    }
+
+
+def _renew_bases(stacks: list[Stack], solver: ClosedForm, every: int, owners: Ranks) -> list[bool]:
+    """New bases where they are due, each made by one rank, and c carried over to them; says where."""
     between = refits_between(solver.basis_every, every)
     renewed = [due(stack.refits + 1, between) for stack in stacks]
     turning = [stack for stack, now in zip(stacks, renewed, strict=True) if now and stack.structure.bases()]
-    bases = []
-    for stack in turning:
-        new = iterated_basis if solver.renewal == "iteration" else eigenbasis
-        named = stack.structure.bases().items()
-        bases.append({basis: new(stack.kept[gram], stack.kept[basis]) for basis, gram in named})
-    for stack, drawn in zip(turning, ranks.broadcast(bases), strict=True):
+    renew = iterated_basis if solver.renewal == "iteration" else eigenbasis
+    bases: list[dict[str, Tensor]] = [{} for _ in turning]
+    for turn, stack in enumerate(turning):
+        for shift, (basis, gram) in enumerate(stack.structure.bases().items()):
+            mine = owners.share(len(stack.blocks), turn + shift)
+            old = stack.kept[basis]
+            bases[turn][basis] = new = torch.zeros_like(old)
+            if mine.start < mine.stop:
+                new[mine] = renew(stack.kept[gram][mine], old[mine])
+    for stack, drawn in zip(turning, owners.assembled(bases), strict=True):
         turns = {basis: E.mT @ stack.kept[basis] for basis, E in drawn.items()}
         stack.kept["c"].copy_(stack.structure.turned(stack.kept["c"], turns))
         for basis, E in drawn.items():
@@ -155,6 +181,8 @@ def _usable(stacks: list[Stack], probes: list[Tensor], V: Vector) -> list[Bool[T
     masks = []
     for stack, X in zip(stacks, probes, strict=True):
         finite = X.flatten(1).sum(1).isfinite()  # where a sum overflows, so do the squares
+        if is_sharded(stack.heads[0]):  # the parts of a tensor go together
+            finite = sum_over_shards((~finite).to(stack.dtype), stack.heads) == 0
         here = [any(name in V for name in block.names) for block in stack.blocks]
         masks.append(finite if all(here) else finite & torch.tensor(here, device=finite.device))
     return known(masks)

@@ -20,6 +20,7 @@ def learn(
     curvature: AbstractContextManager[Callable[[Vector], Vector]] | None,
     config: LLQRConfig,
     ranks: Ranks,
+    owners: Ranks,
     own: Own,
 ) -> None:
     """One refit.
@@ -31,6 +32,7 @@ def learn(
         curvature: entered by the inner loop alone, which needs it; gives v -> G v, the same on all ranks.
         config: what LLQR does.
         ranks: those whose probes are others than this one's.
+        owners: those that learn the same, and share the work on bases.
         own: where counters are saved.
     """
     solver = config.solver
@@ -38,7 +40,7 @@ def learn(
         return
     if isinstance(solver, ClosedForm):
         m = terms / config.probes * (terms if config.reduction == "sum" else 1)
-        refit_closed_form(stacks, V, m, solver, config.every, ranks, own)
+        refit_closed_form(stacks, V, m, solver, config.every, ranks, owners, own)
         return
     if config.probes > 1:
         V = {name: ranks.gather(tensor) for name, tensor in V.items()}

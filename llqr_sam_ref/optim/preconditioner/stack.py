@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llqr_sam_ref.optim.curvature.functional import Vector
-from llqr_sam_ref.optim.distributed.shards import local_tensors, placed_as
+from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors
 from llqr_sam_ref.optim.preconditioner.blocks import Block
 from llqr_sam_ref.optim.structures import Factors, Shape, Structure
 
@@ -153,6 +153,7 @@ def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
         kind = (
             block.structure,
             block.shapes,
+            _layout(block.head),
             block.guards_signs,
             dtype,
             block.head.device,
@@ -161,7 +162,7 @@ def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
         )
         together.setdefault(kind, []).append(block)
     stacks = []
-    for (structure, _, _, dtype, device, (refits, bases_drawn), _), members in together.items():
+    for (structure, _, _, _, dtype, device, (refits, bases_drawn), _), members in together.items():
         kept = structure.identity((len(members),), dtype, device)
         for name, shape in members[0].kept_shapes.items():
             kept.setdefault(name, torch.zeros((len(members), *shape), dtype=dtype, device=device))
@@ -170,11 +171,16 @@ def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
             for name, stacked in kept.items():
                 if name in entries:
                     stacked[row].copy_(local_tensors([entries[name]])[0].reshape(stacked[row].shape))
-            own[block.head] = {name: placed_as(stacked[row], block.head) for name, stacked in kept.items()}
+            own[block.head] = {name: block.placed(name, stacked[row]) for name, stacked in kept.items()}
         stack = Stack(tuple(members), structure, kept, dtype, device)
         stack.counted(refits, bases_drawn, own)
         stacks.append(stack)
     return stacks
+
+
+def _layout(head: Any) -> Any:
+    """How a sharded parameter lies, so that parts of equal parameters share a stack on every rank, or on none."""
+    return (tuple(head.shape), head.device_mesh, head.placements) if is_sharded(head) else None
 
 
 def _fits(block: Block, entries: Mapping[str, Any]) -> bool:

@@ -25,13 +25,14 @@ from llqr_sam_ref.optim.structures.dense import Dense
 from llqr_sam_ref.optim.structures.ekfac import EKFAC, SeparableEKFAC
 from llqr_sam_ref.optim.structures.elementwise import Diagonal, Scalar
 from llqr_sam_ref.optim.structures.kronecker import Kronecker
-from llqr_sam_ref.optim.structures.side import Side
+from llqr_sam_ref.optim.structures.side import Cut, Side
 from llqr_sam_ref.optim.structures.two_sided import TwoSided
 
 __all__ = [
     "EKFAC",
     "STRUCTURES",
     "Cost",
+    "Cut",
     "Dense",
     "Diagonal",
     "Factors",
@@ -89,6 +90,7 @@ def make_structure(
     positive: bool = False,
     max_side: int | None = None,
     wide: str = "identity",
+    cut: Cut | None = None,
 ) -> Structure:
     """The structure of a name for blocks of a shape; a vector has no two sides and gets a diagonal.
 
@@ -98,6 +100,7 @@ def make_structure(
         positive: see Structure.
         max_side: see TwoSided; without effect on the others.
         wide: see TwoSided.
+        cut: see TwoSided.
 
     Returns:
         The structure.
@@ -106,4 +109,4 @@ def make_structure(
         ValueError: an unknown name.
     """
     kind = STRUCTURES[check_choice("structure", name, STRUCTURES)]
-    return kind.for_shape(shape, positive=positive, max_side=max_side, wide=wide)
+    return kind.for_shape(shape, positive=positive, max_side=max_side, wide=wide, cut=cut)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llqr_sam_ref.optim.structures.side import Side
+from llqr_sam_ref.optim.structures.side import Cut, Side
 
 Factors = dict[str, Tensor]
 Shape = tuple[int, ...]
@@ -51,14 +51,20 @@ class Structure(ABC):
     """Arrays whose symmetric part should be positive."""
     joins_layers: ClassVar[bool] = True
     """Whether the inner loop takes a layer's parameters together, as one vector."""
-    entrywise: ClassVar[bool] = False
-    """Whether every array has one number per entry, of no concern to the others: a shard of a block is a block."""
+    cuts: ClassVar[bool] = False
+    """Whether a part of a block is a block, once Gram matrices have been added up: it may be cut between ranks."""
     guards_signs: ClassVar[bool] = False
     """Whether the published method keeps its unconstrained scales from turning negative."""
 
     @classmethod
     def for_shape(
-        cls, shape: Shape, *, positive: bool = False, max_side: int | None = None, wide: str = "identity"
+        cls,
+        shape: Shape,
+        *,
+        positive: bool = False,
+        max_side: int | None = None,
+        wide: str = "identity",
+        cut: Cut | None = None,
     ) -> Structure:
         """The structure that this kind gives to blocks of a shape.
 
@@ -67,6 +73,7 @@ class Structure(ABC):
             positive: see Structure.
             max_side: see TwoSided; without effect on structures without sides.
             wide: see TwoSided.
+            cut: see TwoSided.
 
         Returns:
             One of this kind, or a simpler one where this kind cannot act on the shape.
@@ -77,6 +84,10 @@ class Structure(ABC):
     def size(self) -> int:
         """Entries of a block."""
         return math.prod(self.shape)
+
+    def axis_of(self, name: str) -> int | None:
+        """The side, 0 or 1, that an array or a Gram matrix belongs to; None for what has one number per entry."""
+        return None
 
     # How U acts.
 

@@ -27,10 +27,15 @@ class EKFAC(TwoSided):
     """
 
     scales: ClassVar[tuple[str, ...]] = ("D",)
+    cuts: ClassVar[bool] = True
 
     def array_shapes(self) -> dict[str, Shape]:
         """Bases (m, m) and (n, n), scales (m, n)."""
         return {**self._side_shapes("E_Psi", "E_Phi"), "D": self.shape}
+
+    def axis_of(self, name: str) -> int | None:
+        """That of bases and Gram matrices."""
+        return {"E_Psi": 0, "gram_Psi": 0, "E_Phi": 1, "gram_Phi": 1}.get(name)
 
     def cost(self) -> Cost:
         """Two two-sided products: 4 m n (m + n) operations; m^2 + n^2 + m n numbers."""
@@ -146,6 +151,7 @@ class SeparableEKFAC(EKFAC):
     """E-KFAC with D = d_Psi d_Phi^T: one scale per direction of either side."""
 
     scales: ClassVar[tuple[str, ...]] = ("d_Psi", "d_Phi")
+    cuts: ClassVar[bool] = False
 
     def array_shapes(self) -> dict[str, Shape]:
         """Bases (m, m) and (n, n), scales (m,) and (n,)."""

@@ -68,7 +68,7 @@ class Diagonal(Structure):
     """S = d o X: one learning rate per weight."""
 
     scales: ClassVar[tuple[str, ...]] = ("d",)
-    entrywise: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
     guards_signs: ClassVar[bool] = True
 
     def array_shapes(self) -> dict[str, Shape]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,12 +100,47 @@ class Side:
         return Gap(off.square().flatten(axes).sum(-1), diagonal.sum(-1), F.square().flatten(axes).sum(-1))
 
 
-def make_side(size: int, max_side: int | None, wide: str) -> Side:
-    """Full up to ``max_side``; beyond it the identity, or the fewest equal blocks that fit."""
-    if max_side is None or size <= max_side:
-        return Side(size, 1)
-    if wide == "identity" or max_side == 0:
+@dataclass(frozen=True)
+class Cut:
+    """Where a matrix is cut between ranks: its parts are equal, but for the last that is not empty.
+
+    Args:
+        axis: 0 where the output side is cut, 1 where the input side is.
+        whole: length of that side.
+        parts: into how many.
+    """
+
+    axis: int
+    whole: int
+    parts: int
+
+    @property
+    def unit(self) -> int:
+        """The widest blocks that no cut goes through; 1 too where a part is empty."""
+        part = -(-self.whole // self.parts)
+        lengths = [min(part, self.whole - start) for start in range(0, self.whole, part)]
+        return math.gcd(*lengths) if len(lengths) == self.parts else 1
+
+
+def make_side(size: int, max_side: int | None, wide: str, cut: Cut | None = None) -> Side:
+    """Full up to ``max_side``; beyond it the identity, or the fewest equal blocks that fit.
+
+    Args:
+        size: of the side, or of this rank's part of it.
+        max_side: the widest side that is full; None for no limit.
+        wide: "identity" or "blocks".
+        cut: where this side is cut; None for whole ones.
+
+    Returns:
+        The side. One that is cut has blocks that lie on one rank each; where those would be single rows, it is the
+        identity.
+    """
+    whole = size if cut is None else cut.whole
+    limit = whole if max_side is None else max_side
+    if whole > limit and (wide == "identity" or max_side == 0):
         return Side(size, 0)
-    return Side(
-        size, next(count for count in range(2, size + 1) if size % count == 0 and size // count <= max_side)
-    )
+    unit = size if cut is None else cut.unit
+    width = next((unit // n for n in range(1, unit + 1) if unit % n == 0 and unit // n <= limit), unit)
+    if cut is not None and width == 1:
+        return Side(size, 0)
+    return Side(size, size // width if width else 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from llqr_sam_ref.errors import check_choice, check_count
 from llqr_sam_ref.optim.structures.base import Shape, Structure
 from llqr_sam_ref.optim.structures.elementwise import Diagonal
-from llqr_sam_ref.optim.structures.side import Side, make_side
+from llqr_sam_ref.optim.structures.side import Cut, Side, make_side
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class TwoSided(Structure):
         max_side: the widest side that gets a full matrix; None for no limit.
         wide: what a wider side gets: "identity" (no array), or "blocks" (equal diagonal blocks up to
             ``max_side``).
+        cut: where the whole matrix is cut, of which the block is a part; None for none.
     """
 
     max_side: int | None = None
     wide: str = "identity"
+    cut: Cut | None = None
 
     joins_layers: ClassVar[bool] = False
 
@@ -41,20 +43,30 @@ class TwoSided(Structure):
 
     @classmethod
     def for_shape(
-        cls, shape: Shape, *, positive: bool = False, max_side: int | None = None, wide: str = "identity"
+        cls,
+        shape: Shape,
+        *,
+        positive: bool = False,
+        max_side: int | None = None,
+        wide: str = "identity",
+        cut: Cut | None = None,
     ) -> Structure:
         """The structure of a matrix; a vector has no two sides and gets a diagonal."""
-        return Diagonal(shape, positive) if len(shape) == 1 else cls(shape, positive, max_side, wide)
+        return Diagonal(shape, positive) if len(shape) == 1 else cls(shape, positive, max_side, wide, cut)
 
     @cached_property
     def psi(self) -> Side:
         """The output side."""
-        return make_side(self.shape[0], self.max_side, self.wide)
+        return self._side(0)
 
     @cached_property
     def phi(self) -> Side:
         """The input side."""
-        return make_side(self.shape[1], self.max_side, self.wide)
+        return self._side(1)
+
+    def _side(self, axis: int) -> Side:
+        cut = self.cut if self.cut is not None and self.cut.axis == axis else None
+        return make_side(self.shape[axis], self.max_side, self.wide, cut)
 
     def _side_shapes(self, psi: str, phi: str) -> dict[str, Shape]:
         named = ((psi, self.psi), (phi, self.phi))
