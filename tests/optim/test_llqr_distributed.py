@@ -339,11 +339,11 @@ def test_every_rank_makes_its_share_of_the_bases_and_all_take_them(two: list[dic
     assert some == others == renewals * 2  # of two matrices with two sides each
 
 
-def test_shares_are_disjoint_and_whole() -> None:
+def test_portions_are_disjoint_and_whole() -> None:
     for count, turn, size in ((1, 0, 2), (1, 1, 2), (7, 2, 3), (8, 5, 4)):
-        parts = [Ranks(None, rank, size).share(count, turn) for rank in range(size)]
+        parts = [Ranks(None, rank, size).portion(count, turn) for rank in range(size)]
         assert sorted(i for part in parts for i in range(count)[part]) == list(range(count))
-    assert Ranks().share(5, 3) == slice(0, 5)
+    assert Ranks().portion(5, 3) == slice(0, 5)
 
 
 def test_what_cannot_be_shared_says_so(two: list[dict[str, Any]]) -> None:

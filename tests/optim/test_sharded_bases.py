@@ -40,7 +40,7 @@ def network(middle: int = 8) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, middle), nn.Tanh(), nn.Linear(middle, 8)).double()
 
 
-def sharded(model: nn.Module) -> nn.Module:
+def sharded(model: nn.Sequential) -> nn.Module:
     mesh = init_device_mesh("cpu", (2,))
     for layer in model:
         fully_shard(layer, mesh=mesh)
@@ -83,7 +83,7 @@ def built(model: nn.Module, config: LLQRConfig) -> LLQR:
 
 
 def stored(opt: LLQR) -> dict[str, Tensor]:
-    names = {p: name for name, p in opt.model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in opt.model.named_parameters()}
     return {
         f"{names[p]} {name}": whole(t)
         for p, entries in opt.own.items()
@@ -156,7 +156,7 @@ def not_finite(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     walk(model, opt, range(4), rank)
     before = stored(opt)
     for p in model.parameters():
-        gradient = torch.full_like(p, 0.1)
+        gradient: Any = torch.full_like(p, 0.1)
         if rank:
             gradient.to_local().fill_(math.nan)
         p.grad = gradient

@@ -47,7 +47,14 @@ class Ranks:
 
         return _together(tensors, average)
 
-    def share(self, count: int, turn: int) -> slice:
+    def broadcast(self, tensors: Nest) -> Nest:
+        """The tensors in lists and dicts as rank 0 has them."""
+        if self.world_size == 1:
+            return tensors
+        source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+        return _together(tensors, lambda flat: dist.broadcast(flat, source, group=self.group))
+
+    def portion(self, count: int, turn: int) -> slice:
         """This rank's part of some equal pieces of work; who gets the larger parts goes round with the turn.
 
         Args:

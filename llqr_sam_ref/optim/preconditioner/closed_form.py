@@ -121,7 +121,7 @@ def _renew_bases(stacks: list[Stack], solver: ClosedForm, every: int, owners: Ra
     bases: list[dict[str, Tensor]] = [{} for _ in turning]
     for turn, stack in enumerate(turning):
         for shift, (basis, gram) in enumerate(stack.structure.bases().items()):
-            mine = owners.share(len(stack.blocks), turn + shift)
+            mine = owners.portion(len(stack.blocks), turn + shift)
             old = stack.kept[basis]
             bases[turn][basis] = new = torch.zeros_like(old)
             if mine.start < mine.stop:
