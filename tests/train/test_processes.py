@@ -170,7 +170,11 @@ def sharded_run(
 @pytest.mark.parametrize(
     ("method", "settings"),
     # One probe, because the micro-batches of several would be other ones: the j-th of both processes together.
-    [("sam", {}), ("llqr-sam", {"llqr": ("structure=diagonal", "every=2", "probes=1")})],
+    [
+        ("sam", {}),
+        ("llqr-sam", {"llqr": ("structure=diagonal", "every=2", "probes=1")}),
+        ("llqr-sam", {"llqr": ("max_side=5", "basis_every=2")}),  # blocks that no cut goes through
+    ],
 )
 def test_shards_equal_wholes_and_go_on(tmp_path: Path, method: str, settings: dict[str, Any]) -> None:
     """FSDP2 on two processes, stopped after step 3 and gone on with, against one process."""
@@ -190,8 +194,8 @@ def test_shards_equal_wholes_and_go_on(tmp_path: Path, method: str, settings: di
 
 
 def test_what_cannot_be_sharded_says_so(tmp_path: Path) -> None:
-    for said, _ in run_on_ranks(sharded_run, str(tmp_path), "llqr-sam", {}, 0):
-        assert "structure='diagonal'" in said
+    for said, _ in run_on_ranks(sharded_run, str(tmp_path), "llqr-sam", {"llqr": ("structure=dense",)}, 0):
+        assert "structure='diagonal' or 'ekfac'" in said
 
 
 # All ranks know whether there is something to do, and none waits for one that has given up.
