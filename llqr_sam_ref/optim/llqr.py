@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -29,6 +30,7 @@ from llqr_sam_ref.optim.distributed.ranks import Ranks
 from llqr_sam_ref.optim.distributed.shards import is_sharded, local_tensors, match_sharding, on, widen
 from llqr_sam_ref.optim.likelihood import Likelihood, LossFn, infer_likelihood
 from llqr_sam_ref.optim.metric import Preconditioned
+from llqr_sam_ref.optim.preconditioner import momentum
 from llqr_sam_ref.optim.preconditioner.blocks import Block, check_learnable, make_blocks
 from llqr_sam_ref.optim.preconditioner.checkpoint import check_complete, check_entries, check_groups
 from llqr_sam_ref.optim.preconditioner.refit import learn
@@ -65,10 +67,11 @@ class LLQR(OptimizerWrapper):
     Groups may set ``structure`` ("identity" learns nothing for their parameters, which then get a root mean square
     of their own, and is required for parameters that the model does not own); ``lr`` and ``weight_decay`` are the
     base's. With acts_on="update" the base is asked for its update with lr 1 and no decay, so decay is decoupled
-    from U and from the step rule, w <- w - lr (S + wd w), and hooks on the base see weights of zero.
+    from U and from the step rule, w <- w - lr (S + wd w), and hooks on the base see weights of zero. The momentum of
+    torch's SGD lies in the bases of U, in checkpoints too, and hooks see gradients there; ``forget()`` brings it back.
 
-    Cost beyond the base, by default: one copy of the weights in ``step()``; on each side with a basis three products
-    with it and one Gram matrix, and a QR factorization every ``basis_every`` steps; memory 2 (m^2 + n^2 + m n) for a
+    Cost beyond the base, by default: one copy of the weights in ``step()``; on each side with a basis two products
+    with it (three under SAM, or over another base than torch's SGD) and one Gram matrix, and a QR factorization every ``basis_every`` steps; memory 2 (m^2 + n^2 + m n) for a
     weight of m by n, 2 m n with structure="diagonal". Probe batches cost about a gradient per refit. The inner loop
     remembers no curvature: half of that.
 
@@ -302,10 +305,13 @@ class LLQR(OptimizerWrapper):
         curvature: AbstractContextManager[Callable[[Vector], Vector]] | None,
         ranks: Ranks,
         owners: Ranks,
+        *,
+        keep: bool = False,
     ) -> None:
         stacks = [stack for stack in learned.stacks if stack.trainable]
         with full_precision(stack.device for stack in stacks):
-            learn(stacks, V, terms, curvature, self._config, ranks, owners, self.own)
+            riding = partial(momentum.in_bases_of, base=self.base)
+            learn(stacks, V, terms, curvature, self._config, ranks, owners, self.own, riding, keep)
         for group in self.param_groups:
             group["llqr_refits"] = int(group["llqr_refits"]) + 1
             group["llqr_last_refit"] = int(group["llqr_steps"])
@@ -385,24 +391,33 @@ class LLQR(OptimizerWrapper):
             g = dict(zip((learned.names[p] for p in present), self._gradients(present), strict=True))
             return report_blocks(learned, g)
 
-    def _learn_from_step(self) -> None:
-        """Refit by the gradients that are there, if that is due and is how U learns."""
+    def _learn_from_step(self, *, keep: bool = False) -> bool:
+        """Refit by the gradients that are there, if that is due and is how U learns.
+
+        Args:
+            keep: whether the stacks should keep them in the bases.
+
+        Returns:
+            Whether they have.
+        """
         if not self._free or not self._overdue:
-            return
+            return False
         with torch.no_grad():
             learned = self._preconditioner()
             present = [p for p in learned.names if p.grad is not None]
             if not present:
-                return
+                return False
             g = self._gradients(present)
             scale = self.progress.loss_scale
             if isinstance(scale, Tensor) or scale != 1.0:
-                g = [x / on(scale, x) for x in g]
+                g, keep = [x / on(scale, x) for x in g], False
             owners = Ranks() if any(map(is_sharded, present)) else Ranks.of(self.process_group)
             if not (self._ddp and self._ddp.require_forward_param_sync):
                 g = owners.mean(g)
+                keep &= owners.world_size == 1
             V = {learned.names[p]: x.unsqueeze(0) for p, x in zip(present, g, strict=True)}
-            self._learn(learned, V, 1.0, None, Ranks(), owners)
+            self._learn(learned, V, 1.0, None, Ranks(), owners, keep=keep)
+        return keep
 
     def _refit_if_due(self) -> None:
         if self.probe is None or not self.refit_due:
@@ -467,16 +482,18 @@ class LLQR(OptimizerWrapper):
                 loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         counts = bool(parameters) and not self.idle
+        seen = False
         if counts:
             self._refit_if_due()
-            self._learn_from_step()
+            seen = self._learn_from_step(keep=self._riding)
         elif not parameters:
             self._blocks()  # no gradient will ever come where the model has lost them all: this says so
         with torch.no_grad():
             learned = self._preconditioner()
             if self._config.acts_on == "update":
-                self._step_by_update(learned, parameters)
+                self._step_by_update(learned, parameters, seen)
             else:
+                momentum.settle(learned.stacks, self.base, self.own, riding=False)
                 self._step_by_gradient(learned, parameters)
         if counts:
             steps = int(self.param_groups[0]["llqr_steps"]) + 1
@@ -489,21 +506,40 @@ class LLQR(OptimizerWrapper):
         with other_gradients(parameters, self._steps(learned, self._gradients(parameters), parameters)):
             self.base.step()
 
-    def _step_by_update(self, learned: Preconditioner, parameters: list[Tensor]) -> None:
-        """The step w <- w - lr (rule(U M, M) + wd w), with M read off a step of the base from zero."""
+    def _step_by_update(self, learned: Preconditioner, parameters: list[Tensor], seen: bool) -> None:
+        """The step w <- w - lr (rule(U M, M) + wd w), with M read off a step of the base from zero.
+
+        Args:
+            learned: U.
+            parameters: those that have gradients.
+            seen: whether the stacks have these gradients in the bases.
+        """
         self._check_dense(parameters)
         weights = local_tensors(parameters)
-        with update_from_zero(self.base, parameters) as v:  # -M, in the memory of w
-            moves = self._steps(learned, v, parameters)
+        momentum.settle(learned.stacks, self.base, self.own, riding=self._riding)
+        with ExitStack() as borrowed:
+            if self._riding:
+                g = dict(zip(parameters, self._gradients(parameters), strict=True))
+                given = momentum.gradients(learned.stacks, g, learned.names, seen=seen)
+                borrowed.enter_context(other_gradients(parameters, given))
+            v = borrowed.enter_context(update_from_zero(self.base, parameters))  # -M, in the memory of w
+            moves = self._steps(learned, v, parameters, riding=self._riding)
             moves = [S.clone() if S is x else S for S, x in zip(moves, v, strict=True)]
         steps = iter(zip(weights, moves, strict=True))
         for group in self.param_groups:
             here = list(islice(steps, sum(p.grad is not None for p in group["params"])))
             move([w for w, _ in here], [S for _, S in here], group["lr"], group.get("weight_decay", 0.0))
 
-    def _steps(self, learned: Preconditioner, v: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    @property
+    def _riding(self) -> bool:
+        """Whether the base's momentum lies in the bases of U."""
+        return self._config.closed and self._config.acts_on == "update" and momentum.rides(self.base)
+
+    def _steps(
+        self, learned: Preconditioner, v: list[Tensor], parameters: list[Tensor], *, riding: bool = False
+    ) -> list[Tensor]:
         """rule(U v, v)."""
-        S = learned.apply(v, parameters)
+        S = learned.apply(v, parameters, riding=riding)
         fitted = learned.learned()
         return apply_rule(self._config.step_rule, S, v, parameters, [p in fitted for p in parameters])
 
@@ -529,7 +565,10 @@ class LLQR(OptimizerWrapper):
         cached: tuple[Any, Preconditioner] | None = self.progress.cache.get("preconditioner")
         if cached is None or cached[0] != signature:
             names = self._names()
-            stacks = make_stacks(self._blocks(), self.own)
+            blocks = self._blocks()
+            if cached is not None:
+                momentum.leave(cached[1], blocks, self.base, self.own)
+            stacks = make_stacks(blocks, self.own)
             for parameter in [p for p in self.own if p not in names]:  # of a head that was replaced
                 del self.own[parameter]
             cached = signature, Preconditioner(stacks, names)
@@ -592,6 +631,8 @@ class LLQR(OptimizerWrapper):
 
     def forget(self) -> None:
         """Forget U and what it was learned from: U = I, and a refit is due."""
+        if self.own:
+            momentum.settle(self._preconditioner().stacks, self.base, self.own, riding=False)
         super().forget()
         for group in self.param_groups:
             group.update(llqr_refits=0, llqr_last_refit=-1)

@@ -53,10 +53,9 @@ def local_tensors(tensors: Tensors) -> list[Tensor]:
     Returns:
         One plain real tensor for each.
     """
-    sharded = (
-        "torch.distributed.tensor" in sys.modules
-    )  # else nothing is: not asked of every tensor in every step
-    shards = [(_placed(t).to_local() if sharded and is_sharded(t) else t).detach() for t in tensors]
+    sharded = _sharded_class()  # asked once: this runs for every tensor in every step
+    shards = [_placed(t).to_local() if isinstance(t, sharded) else t for t in tensors]
+    shards = [t.detach() if t.requires_grad else t for t in shards]
     return [torch.view_as_real(t) if t.is_complex() else t for t in shards]
 
 

@@ -12,6 +12,8 @@ bias-corrected. Tensors carry the blocks of a stack along their first axis.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -36,6 +38,8 @@ def refit_closed_form(
     ranks: Ranks,
     owners: Ranks,
     own: Own,
+    momentum: Callable[[Stack], Vector],
+    keep: bool,
 ) -> None:
     """Update the curvature estimate and take its minimizer.
 
@@ -50,13 +54,15 @@ def refit_closed_form(
         ranks: those that have probes.
         owners: those that have the same Gram matrices, and make a share of the bases each.
         own: where counters are saved.
+        momentum: gives what lies in a stack's bases, and turns with them, by parameter name.
+        keep: whether the stacks keep the probe in the bases.
 
     Source: the book, thm-random-probe-optimum; E-KFAC, George et al. 2018 (arXiv 1806.03884), section 3.
     """
     if not V:
         return
     k = len(next(iter(V.values())))
-    stacks = [stack for stack in stacks if any(name in V for block in stack.blocks for name in block.names)]
+    stacks = [stack for stack in stacks if any(name in V for name in stack.names)]
     probes = [stack.gather(V, (k,)) for stack in stacks]
     usable = _usable(stacks, probes, V)
     probes = [
@@ -64,11 +70,14 @@ def refit_closed_form(
         for X, good in zip(probes, usable, strict=True)
     ]
     _average_grams(stacks, probes, usable, m / k, solver, every, ranks)
-    renewed = _renew_bases(stacks, solver, every, owners)
+    renewed = _renew_bases(stacks, solver, every, owners, momentum)
+    seen = [_in_bases(stack, X) for stack, X in zip(stacks, probes, strict=True)]
     samples = ranks.mean([
-        stack.structure.curvature_sample(stack.kept, X, m / k)
-        for stack, X in zip(stacks, probes, strict=True)
+        stack.structure.curvature_sample(stack.kept, Y, m / k) for stack, Y in zip(stacks, seen, strict=True)
     ])
+    if keep:
+        for stack, Y, good in zip(stacks, seen, usable, strict=True):
+            stack.seen = poisoned(Y[:, 0], good)
     gain_decay = decay(solver.curvature_memory, every)
     for stack, sample, good, new in zip(stacks, samples, usable, renewed, strict=True):
         _lerp(stack.kept["c"], sample, average_gain(gain_decay, stack.refits + 1), good)
@@ -112,7 +121,9 @@ def _over_shards(stack: Stack, samples: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _renew_bases(stacks: list[Stack], solver: ClosedForm, every: int, owners: Ranks) -> list[bool]:
+def _renew_bases(
+    stacks: list[Stack], solver: ClosedForm, every: int, owners: Ranks, momentum: Callable[[Stack], Vector]
+) -> list[bool]:
     """New bases where they are due, each made by one rank, and c carried over to them; says where."""
     between = refits_between(solver.basis_every, every)
     renewed = [due(stack.refits + 1, between) for stack in stacks]
@@ -129,6 +140,9 @@ def _renew_bases(stacks: list[Stack], solver: ClosedForm, every: int, owners: Ra
     for stack, drawn in zip(turning, owners.assembled(bases), strict=True):
         turns = {basis: E.mT @ stack.kept[basis] for basis, E in drawn.items()}
         stack.kept["c"].copy_(stack.structure.turned(stack.kept["c"], turns))
+        riding = momentum(stack)
+        if riding:
+            stack.write(riding, stack.structure.turned_vectors(stack.gather(riding), turns))
         for basis, E in drawn.items():
             stack.kept[basis].copy_(E)
     return renewed
@@ -186,6 +200,18 @@ def _usable(stacks: list[Stack], probes: list[Tensor], V: Vector) -> list[Bool[T
         here = [any(name in V for name in block.names) for block in stack.blocks]
         masks.append(finite if all(here) else finite & torch.tensor(here, device=finite.device))
     return known(masks)
+
+
+def _in_bases(stack: Stack, X: Float[Tensor, "b k ..."]) -> Float[Tensor, "b k ..."]:
+    """Probes in the bases of their blocks."""
+    return stack.structure.in_bases(
+        {name: stack.kept[name].unsqueeze(1) for name in stack.structure.bases()}, X
+    )
+
+
+def poisoned(X: Float[Tensor, "b ..."], good: Bool[Tensor, " b"] | None) -> Float[Tensor, "b ..."]:
+    """What was zeroed because it is not a number is none again."""
+    return X if good is None else torch.where(_wide(good, X), X, torch.nan)
 
 
 def _lerp(

@@ -22,6 +22,8 @@ def learn(
     ranks: Ranks,
     owners: Ranks,
     own: Own,
+    momentum: Callable[[Stack], Vector],
+    keep: bool,
 ) -> None:
     """One refit.
 
@@ -34,13 +36,15 @@ def learn(
         ranks: those whose probes are others than this one's.
         owners: those that learn the same, and share the work on bases.
         own: where counters are saved.
+        momentum: gives what lies in a stack's bases, and turns with them, by parameter name.
+        keep: whether the stacks keep the one probe in the bases.
     """
     solver = config.solver
     if not stacks:
         return
     if isinstance(solver, ClosedForm):
         m = terms / config.probes * (terms if config.reduction == "sum" else 1)
-        refit_closed_form(stacks, V, m, solver, config.every, ranks, owners, own)
+        refit_closed_form(stacks, V, m, solver, config.every, ranks, owners, own, momentum, keep)
         return
     if config.probes > 1:
         V = {name: ranks.gather(tensor) for name, tensor in V.items()}

@@ -22,7 +22,7 @@ from llqr_sam_ref.optim.preconditioner.blocks import Block
 from llqr_sam_ref.optim.structures import Factors, Shape, Structure
 
 Own = dict[Tensor, dict[str, Any]]
-COUNTS = ("refits", "bases_drawn")
+COUNTS = ("refits", "bases_drawn", "riding")
 
 
 @dataclass(eq=False)
@@ -37,6 +37,8 @@ class Stack:
         device: of everything kept.
         refits: how often these blocks were refitted.
         bases_drawn: how often their bases were drawn.
+        riding: whether the base's momentum lies in the bases.
+        seen: the last step's gradients in the bases, until the step is made.
         clip_hits: how often the last inner loop clipped each array of each block.
     """
 
@@ -47,6 +49,8 @@ class Stack:
     device: torch.device
     refits: int = 0
     bases_drawn: int = 0
+    riding: bool = False
+    seen: Tensor | None = None
     clip_hits: dict[str, Int[Tensor, " b"]] = field(default_factory=dict)
 
     @cached_property
@@ -71,6 +75,17 @@ class Stack:
         """Whether there is something to learn."""
         return any(block.trainable for block in self.blocks)
 
+    @cached_property
+    def names(self) -> list[str]:
+        """Of all parameters."""
+        return [name for block in self.blocks for name in block.names]
+
+    @cached_property
+    def can_ride(self) -> bool:
+        """Whether there are bases that momentum can lie in without loss."""
+        heads = self.heads
+        return bool(self.structure.bases()) and "c" in self.kept and all(p.dtype is self.dtype for p in heads)
+
     @property
     def guards_signs(self) -> bool:
         """Whether the structure that was asked for does."""
@@ -81,7 +96,7 @@ class Stack:
         """How many weights a block has, those on other ranks included."""
         return sum(p.numel() for p in self.blocks[0].parameters)
 
-    @property
+    @cached_property
     def heads(self) -> list[Tensor]:
         """The first parameter of each block: the one whose saved state holds the block's tensors."""
         return [block.head for block in self.blocks]
@@ -114,21 +129,42 @@ class Stack:
             vector.update(zip(names, part.reshape(*part.shape[:-1], *shape).unbind(), strict=True))
         return vector
 
+    def write(self, vector: Vector, X: Float[Tensor, "b ..."]) -> None:
+        """Overwrite a vector's tensors with their rows of a stack."""
+        rows = self.scatter(X)
+        torch._foreach_copy_(list(vector.values()), [rows[name] for name in vector])
+
     def _zeros(self, leading: tuple[int, ...], shape: Shape) -> Tensor:
         return torch.zeros((*leading, *shape), dtype=self.dtype, device=self.device)
 
-    def apply(self, vector: Vector) -> Vector:
-        """U v on the blocks' parameters, as new tensors."""
+    def apply(self, vector: Vector, *, riding: bool = False) -> Vector:
+        """U v on the blocks' parameters, as new tensors; ``riding`` with v in the bases."""
         with torch.autocast(self.device.type, enabled=False):
             X = self.gather(vector)
-            S = self.structure.apply(self.arrays, X)
+            S = (self.structure.apply_in_bases if riding else self.structure.apply)(self.arrays, X)
         return self.scatter(S.clone() if S is X else S)
+
+    def in_bases(self, vector: Vector) -> Float[Tensor, "b ..."]:
+        """The blocks' entries of a vector, in the bases."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.structure.in_bases(self.arrays, self.gather(vector))
+
+    def out_of_bases(self, vector: Vector) -> Float[Tensor, "b ..."]:
+        """The blocks' entries of a vector that lies in the bases, as they are outside."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.structure.out_of_bases(self.arrays, self.gather(vector))
 
     def counted(self, refits: int, bases_drawn: int, own: Own) -> None:
         """Set the counters, here and where they are saved."""
         self.refits, self.bases_drawn = refits, bases_drawn
         for head in self.heads:
-            own[head].update(zip(COUNTS, (refits, bases_drawn), strict=True))
+            own[head].update(refits=refits, bases_drawn=bases_drawn)
+
+    def rides_now(self, riding: bool, own: Own) -> None:
+        """Say whether momentum lies in the bases, here and where it is saved."""
+        self.riding = riding
+        for head in self.heads:
+            own[head]["riding"] = int(riding)
 
 
 def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
@@ -162,7 +198,7 @@ def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
         )
         together.setdefault(kind, []).append(block)
     stacks = []
-    for (structure, _, _, _, dtype, device, (refits, bases_drawn), _), members in together.items():
+    for (structure, _, _, _, dtype, device, (refits, bases_drawn, riding), _), members in together.items():
         kept = structure.identity((len(members),), dtype, device)
         for name, shape in members[0].kept_shapes.items():
             kept.setdefault(name, torch.zeros((len(members), *shape), dtype=dtype, device=device))
@@ -174,6 +210,7 @@ def make_stacks(blocks: Iterable[Block], own: Own) -> list[Stack]:
             own[block.head] = {name: block.placed(name, stacked[row]) for name, stacked in kept.items()}
         stack = Stack(tuple(members), structure, kept, dtype, device)
         stack.counted(refits, bases_drawn, own)
+        stack.rides_now(bool(riding), own)
         stacks.append(stack)
     return stacks
 
@@ -219,12 +256,15 @@ class Preconditioner:
         fresh = [stack for stack in self.stacks if not stack.refits] if ages == {True, False} else []
         return set(self.names) - {p for stack in fresh for block in stack.blocks for p in block.parameters}
 
-    def apply(self, vectors: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    def apply(
+        self, vectors: Sequence[Tensor], parameters: Sequence[Tensor], *, riding: bool = False
+    ) -> list[Tensor]:
         """U v.
 
         Args:
             vectors: v, local tensors of at least float32, one for each parameter.
             parameters: of the optimizer; blocks of parameters that are not among them see zeros there.
+            riding: whether v lies in the bases where momentum does.
 
         Returns:
             New tensors of the vectors' shapes; where U is the identity, the vectors themselves.
@@ -232,8 +272,8 @@ class Preconditioner:
         vector = {self.names[p]: v for p, v in zip(parameters, vectors, strict=True) if p in self.names}
         S: Vector = {}
         for stack in self.stacks:
-            if any(name in vector for block in stack.blocks for name in block.names):
-                S.update(stack.apply(vector))
+            if any(name in vector for name in stack.names):
+                S.update(stack.apply(vector, riding=riding and stack.riding))
         return [
             S[self.names[p]].to(v.dtype) if p in self.names else v
             for p, v in zip(parameters, vectors, strict=True)

@@ -246,7 +246,7 @@ class Structure(ABC):
 
         Args:
             arrays: the stored arrays of the stack, bases among them.
-            V: k probes for each of b blocks.
+            V: k probes for each of b blocks, in the bases where there are some.
             weight: m/k, with m terms per micro-batch (m n for a summed loss).
 
         Returns:
@@ -287,6 +287,30 @@ class Structure(ABC):
             The samples, by the names of the Gram matrices.
         """
         return {}
+
+    def in_bases(self, arrays: Factors, X: Float[Tensor, "*b *shape"]) -> Float[Tensor, "*b *shape"]:
+        """X in the bases: E_Psi^T X E_Phi; X itself without bases."""
+        return X
+
+    def out_of_bases(self, arrays: Factors, Y: Float[Tensor, "*b *shape"]) -> Float[Tensor, "*b *shape"]:
+        """Back from the bases: E_Psi Y E_Phi^T; Y itself without bases."""
+        return Y
+
+    def apply_in_bases(self, arrays: Factors, Y: Float[Tensor, "*b *shape"]) -> Float[Tensor, "*b *shape"]:
+        """U X from X in the bases."""
+        return self.apply(arrays, self.out_of_bases(arrays, Y))
+
+    def turned_vectors(self, Y: Float[Tensor, "b m n"], turns: Factors) -> Float[Tensor, "b m n"]:
+        """X in new bases from X in the old: T_Psi Y T_Phi^T.
+
+        Args:
+            Y: in the old bases.
+            turns: T = E_new^T E_old, by the names of the bases.
+
+        Returns:
+            Y in the new bases.
+        """
+        return Y
 
     def turned(self, c: Float[Tensor, "b ..."], turns: Factors) -> Float[Tensor, "b ..."]:
         """The curvature carried over to new bases: c <- (E_new^T E_old)^{o2} c; its trace is kept.

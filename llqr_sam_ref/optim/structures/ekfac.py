@@ -62,6 +62,22 @@ class EKFAC(TwoSided):
     def _apply(self, factors: Factors, X: Tensor) -> Tensor:
         return self.unrotate(factors, self._D(factors) * self.rotate(factors, X))
 
+    def in_bases(self, arrays: Factors, X: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
+        """E_Psi^T X E_Phi."""
+        return self.rotate(arrays, X)
+
+    def out_of_bases(self, arrays: Factors, Y: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
+        """E_Psi Y E_Phi^T."""
+        return self.unrotate(arrays, Y)
+
+    def apply_in_bases(self, arrays: Factors, Y: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
+        """E_Psi (D o Y) E_Phi^T."""
+        return self.unrotate(arrays, self._D(self.factors(arrays)) * Y)
+
+    def turned_vectors(self, Y: Float[Tensor, "b m n"], turns: Factors) -> Float[Tensor, "b m n"]:
+        """T_Psi Y T_Phi^T."""
+        return self.phi.right(self.psi.left(turns.get("E_Psi"), Y), turns.get("E_Phi"))
+
     def _pullback(self, factors: Factors, X: Tensor, Z: Tensor) -> Factors:
         D, psi, phi = self._D(factors), factors.get("E_Psi"), factors.get("E_Phi")
         X_left, Z_left = self.psi.left_transposed(psi, X), self.psi.left_transposed(psi, Z)
@@ -112,9 +128,8 @@ class EKFAC(TwoSided):
     def curvature_sample(
         self, arrays: Factors, V: Float[Tensor, "b k m n"], weight: float
     ) -> Float[Tensor, "b m n"]:
-        """Weight sum_j (E_Psi^T V_j E_Phi)^{o2}."""
-        V = self.rotate({name: arrays[name].unsqueeze(1) for name in self.bases()}, V)
-        return sum_of_squares(V, weight, own=bool(self.bases()))
+        """Weight sum_j V_j^{o2}, with V_j in the bases."""
+        return sum_of_squares(V, weight)
 
     def trace(self, c: Float[Tensor, "b m n"]) -> Float[Tensor, " b"]:
         """The sum over the entries."""
@@ -142,8 +157,7 @@ class EKFAC(TwoSided):
 
     def turned(self, c: Float[Tensor, "b m n"], turns: Factors) -> Float[Tensor, "b m n"]:
         """T_Psi^{o2} c (T_Phi^{o2})^T with T = E_new^T E_old."""
-        squares = {name: turn.square() for name, turn in turns.items()}
-        return self.phi.right(self.psi.left(squares.get("E_Psi"), c), squares.get("E_Phi"))
+        return self.turned_vectors(c, {name: turn.square() for name, turn in turns.items()})
 
 
 @dataclass(frozen=True)
