@@ -71,9 +71,9 @@ class LLQR(OptimizerWrapper):
     torch's SGD lies in the bases of U, in checkpoints too, and hooks see gradients there; ``forget()`` brings it back.
 
     Cost beyond the base, by default: one copy of the weights in ``step()``; on each side with a basis two products
-    with it (three under SAM, or over another base than torch's SGD) and one Gram matrix, and a QR factorization every ``basis_every`` steps; memory 2 (m^2 + n^2 + m n) for a
-    weight of m by n, 2 m n with structure="diagonal". Probe batches cost about a gradient per refit. The inner loop
-    remembers no curvature: half of that.
+    with it (three under SAM, or over another base than torch's SGD) and one Gram matrix, and a QR factorization
+    every ``basis_every`` steps; memory 2 (m^2 + n^2 + m n) for a weight of m by n, 2 m n with structure="diagonal".
+    Probe batches cost about a gradient per refit. The inner loop remembers no curvature: half of that.
 
     Under DDP every rank passes its share of a probe batch: ``probes`` micro-batches partition the whole, and U
     comes out bitwise the same everywhere; every rank renews its share of the bases, and sends them. Under FSDP2 (and

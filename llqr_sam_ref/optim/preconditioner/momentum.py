@@ -47,9 +47,7 @@ def settle(stacks: Sequence[Stack], base: Optimizer, own: Own, *, riding: bool) 
             continue
         momenta = _momenta(stack, base)
         if momenta:
-            X, structure = stack.gather(momenta), stack.structure
-            turn = structure.in_bases if wanted else structure.out_of_bases
-            stack.write(momenta, turn(stack.arrays, X))
+            stack.write(momenta, (stack.in_bases if wanted else stack.out_of_bases)(momenta))
         stack.rides_now(wanted, own)
 
 
@@ -72,11 +70,7 @@ def gradients(
     for stack in stacks:
         kept, stack.seen = stack.seen, None
         if stack.riding and any(name in vector for name in stack.names):
-            Y = (
-                stack.structure.in_bases(stack.arrays, stack.gather(vector))
-                if kept is None or not seen
-                else kept
-            )
+            Y = stack.in_bases(vector) if kept is None or not seen else kept
             turned.update(stack.scatter(Y))
     return [turned.get(names.get(p, ""), g) for p, g in present.items()]
 
@@ -99,7 +93,7 @@ def leave(before: Preconditioner, now: Sequence[Block], base: Optimizer, own: Ow
             for m in _momenta(stack, base, block.names[0]).values()
         }
         if stack.riding and gone:
-            stack.write(gone, stack.structure.out_of_bases(stack.arrays, stack.gather(gone)))
+            stack.write(gone, stack.out_of_bases(gone))
             for block in stack.blocks:
                 if block.names[0] in gone and block.head in own:
                     own[block.head]["riding"] = 0
