@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; the table below is what
     from llqr_sam_ref.optim import Monge as Monge
     from llqr_sam_ref.optim import Preconditioned as Preconditioned
     from llqr_sam_ref.optim import frozen_batch_stats as frozen_batch_stats
+    from llqr_sam_ref.optim import within_overhead as within_overhead
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _TORCH_NAMES: dict[str, str] = {
     "Preconditioned": "llqr_sam_ref.optim.metric",
     "SAM": "llqr_sam_ref.optim.sam",
     "frozen_batch_stats": "llqr_sam_ref.optim.batchnorm",
+    "within_overhead": "llqr_sam_ref.optim.budget",
 }
 
 __all__ = ["__version__", *_TORCH_NAMES]

@@ -11,6 +11,7 @@ needs("torch", "torch")
 
 from llqr_sam_ref.config import ClosedForm, InnerLoop, LLQRConfig
 from llqr_sam_ref.optim.batchnorm import frozen_batch_stats
+from llqr_sam_ref.optim.budget import within_overhead
 from llqr_sam_ref.optim.llqr import LLQR
 from llqr_sam_ref.optim.metric import Adaptive, Euclidean, Fisher, Metric, Monge, Preconditioned
 from llqr_sam_ref.optim.sam import SAM
@@ -28,4 +29,5 @@ __all__ = [
     "Monge",
     "Preconditioned",
     "frozen_batch_stats",
+    "within_overhead",
 ]
