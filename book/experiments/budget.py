@@ -160,9 +160,11 @@ def study(options: Options) -> dict[str, Any]:
 def measured(rows: list[dict[str, Any]], row: dict[str, Any]) -> float:
     """What the bases of a row take beyond a step without any, over a gradient: the median over seeds, in time."""
     bare = next(r for r in rows if r.get("budget") == 0.0)
-    return statistics.median(
-        (run["step_ms"] - none["step_ms"]) / run["gradient_ms"]
-        for run, none in zip(row["runs"], bare["runs"], strict=True)
+    return float(
+        statistics.median(
+            (run["step_ms"] - none["step_ms"]) / run["gradient_ms"]
+            for run, none in zip(row["runs"], bare["runs"], strict=True)
+        )
     )
 
 
