@@ -22,7 +22,7 @@ from book.experiments.peers.sources import digest
 from book.experiments.peers.study import processes
 from llqr_sam_ref.train.provenance import environment
 
-STEPS, SHARES = 400, (0.0, 0.2, 0.4)
+STEPS, SHARES = 400, (0.0, 0.4)
 TUNING_SEEDS, FRESH_SEEDS = tuple(range(5)), tuple(range(100, 110))
 FIRST, PASSED = 2, 12  # tuning seeds that all settings are tried with; settings that are tried with the rest
 CRITERIA = ("alignment", "recall_5")
@@ -158,7 +158,7 @@ class Study:
         return rows
 
     def tuned(self) -> dict[tuple[float, str], dict[Setting, list[dict[str, float]]]]:
-        """For each share and method the settings with their tuning runs: all with the first seeds, the best with all."""
+        """Per share and method the settings with their tuning runs: all with the first seeds, the best with all."""
         grids = {name: grid[:: 12 if self.options.quick else 1] for name, grid in GRIDS.items()}
         pairs = list(itertools.product(self.options.shares, grids))
         first = self.made({

@@ -37,7 +37,8 @@ def fingerprint(task: str, method: str) -> str:
     row = METHODS[method]
     files = [path for name in ("nets", *row.code) for path in _files(PACKAGE / name)]
     parts = [
-        Path(c).read_text(encoding="utf-8") if isinstance(c, str) else inspect.getsource(c) for c in COMMON
+        Path(c).read_text(encoding="utf-8") if isinstance(c, str) else inspect.getsource(c)
+        for c in (*COMMON, *TASKS[task].code)
     ]
     parts += [path.read_text(encoding="utf-8") for path in files]
     parts += [inspect.getsource(part) for part in (TASKS[task].make, row.build, row.decays)]
