@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from functools import partial
 
+import torch
 import tyro
 
 from book.experiments.alignment import captions, data, train
 from book.experiments.alignment.study import FRESH_SEEDS, TUNING_SEEDS, Options, study
 from book.experiments.store import store
 from llqr_sam_ref.tables import Table
+from llqr_sam_ref.train.provenance import environment
 from llqr_sam_ref.train.record import rounded
 
 
@@ -36,6 +38,7 @@ def main(options: Options) -> None:
             "fresh_seeds": FRESH_SEEDS,
             "steps": options.steps,
             "batch": train.BATCH,
+            "environment": environment(torch.device(options.device)),
             "pictures": [data.TRAIN, data.VALIDATION, data.TEST],
         }
         print(store("alignment", protocol, rounded(results), time.perf_counter() - start))
