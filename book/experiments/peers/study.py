@@ -25,6 +25,7 @@ from llqr_sam_ref.errors import check_choice, check_count
 from llqr_sam_ref.train.provenance import environment
 
 FRESH = 1000  # the first of the seeds that no setting was chosen by
+DECAY = 0.125  # the weakest decay that is searched where the search begins without any, see ``Setting``
 JUDGED = ("validation", "training")
 
 
@@ -162,8 +163,9 @@ def trained(options: Options, task: str, method: str, setting: Setting, seed: in
 
 def axes(task: str, method: str) -> tuple[Axis, Axis, Axis]:
     """Learning rate, decay, and the method's own parameter."""
-    row = METHODS[method]
-    return Axis(row.lr), Axis(TASKS[task].decay, low=0, off=True), Axis(row.start, below=row.below)
+    row, decay = METHODS[method], TASKS[task].decay
+    shrinking = Axis(DECAY, low=0, off=True) if decay is None else Axis(decay)
+    return Axis(row.lr), shrinking, Axis(row.start, below=row.below)
 
 
 def searched(options: Options, least: int, pair: tuple[str, str]) -> Found:

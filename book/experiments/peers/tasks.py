@@ -44,7 +44,7 @@ class Task:
         make: the problem, given the folder of data that does not come with a package, or None.
         steps: of a run.
         external: whether it needs that folder.
-        decay: the weakest decay that is searched, see ``Setting``.
+        decay: where the search of the decay begins, see ``Setting``; None is without any.
         code: files that the task is made of, beside those of all tasks.
     """
 
@@ -53,7 +53,7 @@ class Task:
     make: Callable[[str | None], Problem]
     steps: int = 400
     external: bool = False
-    decay: float = 0.125
+    decay: float | None = None
     code: tuple[str, ...] = ()
 
 
@@ -134,7 +134,7 @@ TASKS: dict[str, Task] = {
     "decoder": Task("Character decoder", "Transformer", character_decoder),
     "translation": Task("Encoder-decoder", "Transformer", translator),
     "modular": Task(
-        "Modular addition", "Transformer", modular_addition, decay=1.0, code=(arithmetic.__file__,)
+        "Modular addition", "Transformer", modular_addition, decay=4.0, code=(arithmetic.__file__,)
     ),
     "fashion": Task("ResNet-8, Fashion-MNIST", "convolutional net", fashion_resnet, external=True),
 }
