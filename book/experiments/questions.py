@@ -34,6 +34,7 @@ from book.experiments.digits_noise import (
 from book.experiments.store import store
 from llqr_sam_ref.nets.mlp import mlp
 from llqr_sam_ref.optim import LLQR, SAM
+from llqr_sam_ref.optim.metric import Metric
 
 RADII = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 TUNING_SEEDS, FRESH_SEEDS = tuple(range(3)), tuple(range(200, 210))
@@ -92,12 +93,19 @@ def variants(best: Setting) -> dict[str, Setting]:
     }
 
 
-def train(setting: Setting, seed: int) -> dict[str, float]:
+def train(
+    setting: Setting,
+    seed: int,
+    metric: Metric | None = None,
+    look: Callable[[int, nn.Module], object] | None = None,
+) -> dict[str, float]:
     """One run.
 
     Args:
         setting: of the optimizer.
         seed: decides initial weights, wrong labels and batches.
+        metric: of the question; None for the base's own.
+        look: is shown the network after every step, with the number of steps.
 
     Returns:
         Accuracies on validation and test data, loss on the training data, and how many gradients it took.
@@ -109,7 +117,9 @@ def train(setting: Setting, seed: int) -> dict[str, float]:
         for p, value in zip(model.parameters(), initial_weights(seed), strict=True):
             p.copy_(value)
     base = BASES[setting.base](model, setting.lr, setting.wd)
-    opt = SAM(base, setting.rho, start=setting.start, every=setting.every) if setting.rho else base
+    opt = base
+    if setting.rho:
+        opt = SAM(base, setting.rho, metric=metric, start=setting.start, every=setting.every)
     gradients = 0
 
     def backward(chosen: Tensor) -> None:
@@ -127,6 +137,8 @@ def train(setting: Setting, seed: int) -> dict[str, float]:
             with opt.perturbed():
                 backward(chosen)
         opt.step()
+        if look is not None:
+            look(step + 1, model)
 
     def right(inputs: Tensor, labels: Tensor) -> float:
         return float((model(inputs).argmax(1) == labels).double().mean())

@@ -37,12 +37,28 @@ def fingerprint(task: str, method: str) -> str:
     row = METHODS[method]
     files = [path for name in ("nets", *row.code) for path in _files(PACKAGE / name)]
     parts = [
-        Path(c).read_text(encoding="utf-8") if isinstance(c, str) else inspect.getsource(c) for c in COMMON
+        Path(c).read_text(encoding="utf-8") if isinstance(c, str) else inspect.getsource(c)
+        for c in (*COMMON, *TASKS[task].code)
     ]
     parts += [path.read_text(encoding="utf-8") for path in files]
     parts += [inspect.getsource(part) for part in (TASKS[task].make, row.build, row.decays)]
-    digest = hashlib.sha256("\n".join(map(meaning, parts)).encode())
-    return digest.hexdigest()[:16]
+    return _digest(parts)
+
+
+def digest(*files: str) -> str:
+    """The same for a study that is made of whole files.
+
+    Args:
+        files: their paths.
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
+    return _digest([Path(file).read_text(encoding="utf-8") for file in files])
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(map(meaning, parts)).encode()).hexdigest()[:16]
 
 
 def _files(path: Path) -> list[Path]:

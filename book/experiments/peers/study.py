@@ -25,7 +25,7 @@ from llqr_sam_ref.errors import check_choice, check_count
 from llqr_sam_ref.train.provenance import environment
 
 FRESH = 1000  # the first of the seeds that no setting was chosen by
-DECAY = 0.125  # the weakest decay that is searched, see ``Setting``
+DECAY = 0.125  # the weakest decay that is searched where the search begins without any, see ``Setting``
 JUDGED = ("validation", "training")
 
 
@@ -161,10 +161,11 @@ def trained(options: Options, task: str, method: str, setting: Setting, seed: in
     return {**entry["result"], "commit": entry["provenance"]["commit"]}
 
 
-def axes(method: str) -> tuple[Axis, Axis, Axis]:
+def axes(task: str, method: str) -> tuple[Axis, Axis, Axis]:
     """Learning rate, decay, and the method's own parameter."""
-    row = METHODS[method]
-    return Axis(row.lr), Axis(DECAY, low=0, off=True), Axis(row.start, below=row.below)
+    row, decay = METHODS[method], TASKS[task].decay
+    shrinking = Axis(DECAY, low=0, off=True) if decay is None else Axis(decay)
+    return Axis(row.lr), shrinking, Axis(row.start, below=row.below)
 
 
 def searched(options: Options, least: int, pair: tuple[str, str]) -> Found:
@@ -173,7 +174,7 @@ def searched(options: Options, least: int, pair: tuple[str, str]) -> Found:
     seconds: list[float] = []
 
     def setting(point: Point) -> Setting:
-        return Setting(*(axis.value(level) for axis, level in zip(axes(method), point, strict=True)))
+        return Setting(*(axis.value(level) for axis, level in zip(axes(task, method), point, strict=True)))
 
     def loss(point: Point, seed: int) -> float:
         result = trained(options, task, method, setting(point), seed)
@@ -182,7 +183,7 @@ def searched(options: Options, least: int, pair: tuple[str, str]) -> Found:
             return float("inf")
         return float(result["final"] if options.judged == "training" else result["validation"]["loss"])
 
-    search = Search(axes(method), loss, range(options.tune_seeds), least, options.most_trials).run()
+    search = Search(axes(task, method), loss, range(options.tune_seeds), least, options.most_trials).run()
     diverged = sum(score.diverged for score in search.scores.values())
     score = search.scores[search.best].worst
     trials = len(search.scores)

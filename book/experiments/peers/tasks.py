@@ -9,7 +9,7 @@ from functools import cache, partial
 import torch
 from torch import nn
 
-from book.experiments.peers import data
+from book.experiments.peers import arithmetic, data
 from book.experiments.peers.data import Data
 from llqr_sam_ref import nets
 from llqr_sam_ref.nets.resnet import BasicBlock
@@ -44,6 +44,8 @@ class Task:
         make: the problem, given the folder of data that does not come with a package, or None.
         steps: of a run.
         external: whether it needs that folder.
+        decay: where the search of the decay begins, see ``Setting``; None is without any.
+        code: files that the task is made of, beside those of all tasks.
     """
 
     about: str
@@ -51,6 +53,8 @@ class Task:
     make: Callable[[str | None], Problem]
     steps: int = 400
     external: bool = False
+    decay: float | None = None
+    code: tuple[str, ...] = ()
 
 
 def ill_scaled_mlp(data_path: str | None) -> Problem:
@@ -104,6 +108,14 @@ def translator(data_path: str | None) -> Problem:
     return Problem(model, nn.CrossEntropyLoss(ignore_index=data.PADDING), data.translation())
 
 
+def modular_addition(data_path: str | None) -> Problem:
+    """One block of width 64 adds two numbers modulo 31 and says the sum at the third place."""
+    tokens = arithmetic.MODULUS + 1
+    model = partial(nets.Decoder, tokens, width=64, depth=1, heads=4, context=3, hidden=128, tied=False)
+    loss = nn.CrossEntropyLoss(ignore_index=arithmetic.UNASKED)
+    return Problem(model, loss, arithmetic.sums(), batch=128)
+
+
 def fashion_resnet(data_path: str | None) -> Problem:
     """ResNet-8 of 16, 32 and 64 channels with group norm on Fashion-MNIST."""
     if data_path is None:
@@ -121,6 +133,9 @@ TASKS: dict[str, Task] = {
     "vit": Task("ViT", "Transformer", vision_transformer),
     "decoder": Task("Character decoder", "Transformer", character_decoder),
     "translation": Task("Encoder-decoder", "Transformer", translator),
+    "modular": Task(
+        "Modular addition", "Transformer", modular_addition, decay=4.0, code=(arithmetic.__file__,)
+    ),
     "fashion": Task("ResNet-8, Fashion-MNIST", "convolutional net", fashion_resnet, external=True),
 }
 
