@@ -155,8 +155,6 @@ class LLQRConfig:
             "rms-per-tensor", over each array; "graft", the length of v; "none".
         max_side: the widest side, in rows, that gets a full basis or factor; None for no limit.
         wide: what a wider side gets: the "identity", or equal diagonal "blocks" no wider than ``max_side``.
-        sides: for some parameters, by name, limits of their own on the output and the input side, instead of
-            ``max_side``; 0 for no basis there. What ``within_overhead`` fills in.
         seed: of the uniforms that sample labels, together with the number of the refit.
 
     Raises:
@@ -176,7 +174,6 @@ class LLQRConfig:
     step_rule: str = "rms-per-tensor"
     max_side: int | None = 128
     wide: str = "blocks"
-    sides: tuple[tuple[str, int, int], ...] = ()
     seed: int = 0
 
     def __new__(cls, *args: Any, **settings: Any) -> LLQRConfig:
@@ -210,11 +207,6 @@ class LLQRConfig:
         check_count("seed", self.seed, low=0)
         if self.max_side is not None:
             check_count("max_side", self.max_side, low=0)
-        for row in self.sides:
-            if len(row) != 3 or not isinstance(row[0], str):
-                raise ValueError(f"sides has {row!r}; every row is (name of a parameter, limit, limit).")
-            for limit in row[1:]:
-                check_count(f"sides of {row[0]!r}", limit, low=0)
 
     def _fill_in(self) -> None:
         """What is None follows from what is not."""

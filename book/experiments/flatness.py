@@ -112,7 +112,7 @@ def trace(weights: Weights, data: Data) -> Tensor:
 
 def length(vectors: Weights) -> Tensor:
     """Euclidean length of every run's vector."""
-    return torch.stack([v.flatten(1).norm(dim=1) for v in vectors]).norm(dim=0)
+    return torch.stack([v.square().flatten(1).sum(1) for v in vectors]).sum(0).sqrt()
 
 
 def ball(weights: Weights, data: Data, *, relative: bool = False) -> Tensor:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +51,7 @@ def batch(seed: int) -> Batch:
     return inputs, torch.randint(CLASSES, (BATCH,), generator=generator)
 
 
-def reordered(model: nn.Sequential, generator: torch.Generator) -> None:
+def reordered(model: Any, generator: torch.Generator) -> None:
     """The hidden units of both layers in another order."""
     first, norm, _, second, _, third = model
     here, there = (torch.randperm(HIDDEN, generator=generator) for _ in range(2))
@@ -65,7 +67,7 @@ def _factors(generator: torch.Generator) -> Tensor:
     return 5.0 ** (2 * torch.rand(HIDDEN, generator=generator, dtype=torch.float64) - 1)
 
 
-def rescaled(model: nn.Sequential, generator: torch.Generator) -> None:
+def rescaled(model: Any, generator: torch.Generator) -> None:
     """What comes into a unit of the second layer times a factor, what goes out divided by it."""
     *_, second, _, third = model
     a = _factors(generator)
@@ -74,7 +76,7 @@ def rescaled(model: nn.Sequential, generator: torch.Generator) -> None:
     third.weight.div_(a)
 
 
-def before_the_norm(model: nn.Sequential, generator: torch.Generator) -> None:
+def before_the_norm(model: Any, generator: torch.Generator) -> None:
     """What comes into a unit in front of the batch norm times a factor."""
     first = model[0]
     a = _factors(generator)
@@ -163,6 +165,6 @@ def changes(seed: int = 0) -> dict[str, dict[str, float]]:
         moved = (here - before).norm()
         return {kind: float((outcome(twin(model, kind, seed)) - here).norm() / moved) for kind in TWINS}
 
-    rows = {name: share(lambda m, metric=metric: asked(m, data, metric)) for name, metric in METRICS.items()}
-    rows |= {name: share(lambda m, make=make: stepped(m, data, make)) for name, make in STEPPERS.items()}
+    rows = {name: share(partial(asked, data=data, metric=metric)) for name, metric in METRICS.items()}
+    rows |= {name: share(partial(stepped, data=data, make=make)) for name, make in STEPPERS.items()}
     return rows

@@ -158,8 +158,7 @@ class LLQR(OptimizerWrapper):
     def config(self) -> LLQRConfig:
         """What LLQR does; assign ``dataclasses.replace(opt.config, every=100)`` between steps to schedule it.
 
-        What decides which tensors there are cannot change: structure, the solver's type, positive, max_side, sides,
-        wide.
+        What decides which tensors there are cannot change: structure, the solver's type, positive, max_side, wide.
         """
         return self._config
 
@@ -665,7 +664,6 @@ def _fixed(config: LLQRConfig) -> dict[str, Any]:
         "structure": config.structure,
         "positive": not isinstance(config.solver, InnerLoop) or config.solver.positive,
         "max_side": config.max_side,
-        "sides": config.sides,
         "wide": config.wide,
     }
 

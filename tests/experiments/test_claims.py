@@ -72,4 +72,6 @@ def test_all_evidence_of_the_book_holds_and_fills_in_its_numbers() -> None:
             for item in claim.evidence[side]:
                 assert item.says
                 assert "{" not in item.says
-    assert {claim.verdict for claim in ledger} == set(subject.VERDICTS)
+    assert {claim.verdict for claim in ledger} == set(subject.VERDICTS) - {
+        "not tested here"
+    }  # which an empty row would have

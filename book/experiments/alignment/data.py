@@ -69,7 +69,8 @@ def load(data_path: str, vectors: Tensor) -> Data:
         )
         for x, part, (_, labels) in zip(small, images, pairs, strict=True)
     ]
-    return Data(*parts, vectors)
+    train, validation, test = parts
+    return Data(train, validation, test, vectors)
 
 
 def features(images: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def loaded(data_path: str, path: Path) -> Data:
 
 def part(options: Options, share: float, method: str, runs: Runs, test: bool) -> list[dict[str, float]]:
     """What some runs end with, from the folder if it is there."""
-    key = {
+    key: dict[str, Any] = {
         "task": f"share {share:g}",
         "method": method,
         "runs": [[*setting, seed] for setting, seed in runs],
@@ -225,7 +225,7 @@ def compared(fresh: Mapping[tuple[float, str, str], list[dict[str, float]]]) -> 
     """Pairs of methods, each chosen by what is compared, seed by seed; p-values corrected for all of a criterion."""
     rows: list[dict[str, Any]] = []
     for by in CRITERIA:
-        of_this = []
+        of_this: list[dict[str, Any]] = []
         for share, (one, other) in itertools.product(sorted({s for s, _, _ in fresh}), PAIRS):
             a, b = (np.array([row[by] for row in fresh[share, name, by]]) for name in (one, other))
             of_this.append({

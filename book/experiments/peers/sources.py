@@ -11,6 +11,7 @@ import inspect
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import llqr_sam_ref
 from book.experiments import digits_noise, digits_walk
@@ -20,7 +21,7 @@ from book.experiments.peers.tasks import TASKS
 
 PACKAGE = Path(llqr_sam_ref.__file__).parent
 EMPTY = re.compile(r"(, )?\b\w+=\[\]")  # fields that only newer versions have, or leave out
-COMMON = (data.__file__, run.__file__, digits_noise.splits, digits_walk.ill_scaled, Place)
+COMMON: tuple[Any, ...] = (data.__file__, run.__file__, digits_noise.splits, digits_walk.ill_scaled, Place)
 
 
 @cache

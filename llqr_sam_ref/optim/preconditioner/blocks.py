@@ -117,12 +117,12 @@ def _make_block(
     members = sorted(members, key=lambda p: names[p].rpartition(".")[2])  # "bias" before "weight"
     shapes = tuple(tuple(p.shape) for p in local_tensors(members))
     joined = (sum(map(math.prod, shapes)),)
-    cut, own_limits = cut_in(members[0]), {named: (psi, phi) for named, psi, phi in config.sides}
+    cut = cut_in(members[0])
     structure = make_structure(
         kind,
         joined if _joins_layers(kind, config) else matrix_shape(shapes[0]),
         positive=isinstance(config.solver, InnerLoop) and config.solver.positive,
-        max_side=own_limits.get(name, config.max_side),
+        max_side=config.max_side,
         wide=config.wide,
         cut=cut,
     )

@@ -88,7 +88,7 @@ def make_structure(
     shape: tuple[int, ...],
     *,
     positive: bool = False,
-    max_side: int | tuple[int, int] | None = None,
+    max_side: int | None = None,
     wide: str = "identity",
     cut: Cut | None = None,
 ) -> Structure:

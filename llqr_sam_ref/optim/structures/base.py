@@ -62,7 +62,7 @@ class Structure(ABC):
         shape: Shape,
         *,
         positive: bool = False,
-        max_side: int | tuple[int, int] | None = None,
+        max_side: int | None = None,
         wide: str = "identity",
         cut: Cut | None = None,
     ) -> Structure:

@@ -22,13 +22,13 @@ class TwoSided(Structure):
     Args:
         shape: (m, n).
         positive: see Structure.
-        max_side: the widest side that gets a full matrix, or the widest output and input side; None for no limit.
+        max_side: the widest side that gets a full matrix; None for no limit.
         wide: what a wider side gets: "identity" (no array), or "blocks" (equal diagonal blocks up to
             ``max_side``).
         cut: where the whole matrix is cut, of which the block is a part; None for none.
     """
 
-    max_side: int | tuple[int, int] | None = None
+    max_side: int | None = None
     wide: str = "identity"
     cut: Cut | None = None
 
@@ -38,8 +38,8 @@ class TwoSided(Structure):
         if len(self.shape) != 2:
             raise ValueError(f"shape={self.shape} has not two sides; use a diagonal structure for it.")
         check_choice("wide", self.wide, ("identity", "blocks"))
-        for limit in {self._limit(0), self._limit(1)} - {None}:
-            check_count("max_side", limit, low=0)  # type: ignore[arg-type]
+        if self.max_side is not None:
+            check_count("max_side", self.max_side, low=0)
 
     @classmethod
     def for_shape(
@@ -47,7 +47,7 @@ class TwoSided(Structure):
         shape: Shape,
         *,
         positive: bool = False,
-        max_side: int | tuple[int, int] | None = None,
+        max_side: int | None = None,
         wide: str = "identity",
         cut: Cut | None = None,
     ) -> Structure:
@@ -66,10 +66,7 @@ class TwoSided(Structure):
 
     def _side(self, axis: int) -> Side:
         cut = self.cut if self.cut is not None and self.cut.axis == axis else None
-        return make_side(self.shape[axis], self._limit(axis), self.wide, cut)
-
-    def _limit(self, axis: int) -> int | None:
-        return self.max_side[axis] if isinstance(self.max_side, tuple) else self.max_side
+        return make_side(self.shape[axis], self.max_side, self.wide, cut)
 
     def _side_shapes(self, psi: str, phi: str) -> dict[str, Shape]:
         named = ((psi, self.psi), (phi, self.phi))
