@@ -97,8 +97,13 @@ def splits() -> tuple[digits_noise.Data, ...]:
 def optimizer(setting: Setting, model: nn.Module) -> Optimizer:
     """LLQR with this clock, or with a map that stays the identity, under SAM if there is a radius."""
     if setting.period:
-        tau = setting.memory
-        solver = ClosedForm(curvature_memory=tau, basis_memory=tau, basis_every=1 if tau == 1.0 else 10)
+        tau, fastest = setting.memory, setting.memory == 1.0
+        solver = ClosedForm(
+            curvature_memory=tau,
+            basis_memory=tau,
+            basis_every=1 if fastest else 10,
+            renewal="eigendecomposition" if fastest else "iteration",  # which starts from the last bases
+        )
         config, probe = LLQRConfig(every=setting.period, solver=solver), None
     else:
         rule = LLQRConfig().step_rule
