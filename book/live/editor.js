@@ -2,6 +2,9 @@
 // but the cursor and the selection.
 import { colored } from "./colors.js";
 
+// So that letters lie on letters.
+const SAME = ["font", "lineHeight", "letterSpacing", "tabSize", "padding", "borderWidth", "whiteSpace", "overflowWrap"];
+
 export class Editor {
   /**
    * @param pre - the page's code.
@@ -21,6 +24,8 @@ export class Editor {
     box.className = "live-editor";
     pre.replaceWith(box);
     box.append(pre, this.field);
+    const look = getComputedStyle(pre);
+    for (const part of SAME) this.field.style[part] = look[part];
     this.field.addEventListener("input", () => {
       this.color();
       change();

@@ -16,7 +16,6 @@ function element(kind, text) {
     const pre = document.createElement("pre");
     const frame = document.createElement("div");
     pre.textContent = text;
-    pre.tabIndex = kind === "error" ? 0 : -1;
     frame.className = "highlight";
     frame.append(pre);
     box.append(frame);
