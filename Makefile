@@ -13,11 +13,17 @@ export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: book test clients lab lint bench clean help
+# LIVE=1 builds the site with Python in its pages; its parts are fetched from the package registries, by hash.
+export LIVE
+
+.PHONY: book serve test live-test clients lab lint bench clean help
 
 help:
 	@echo "make book   execute and render the book into _build/html"
+	@echo "make book LIVE=1  the same with a Run button on the cells that need no PyTorch (45 MB, loaded when pressed)"
+	@echo "make serve  serve the site on this machine, which Run buttons need"
 	@echo "make test   run every test, the built site included"
+	@echo "make live-test  press every Run button and compare with what the build computed"
 	@echo "make clients  run our optimizers in Lightning, Accelerate, Trainer, timm, PEFT (own environment)"
 	@echo "make lint   ruff, the type checker, and which way imports run"
 	@echo "make bench  measure what the methods cost, beside a plain loop and a peer (twenty minutes)"
@@ -33,6 +39,12 @@ $(READY): requirements.txt pyproject.toml
 book: $(READY)
 	$(BIN)/jupyter-book build . -W -n --keep-going
 	@echo "The book is at $(CURDIR)/_build/html/index.html"
+
+serve: $(READY)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html
+
+live-test: $(READY)
+	LIVE=1 $(BIN)/python -m pytest tests/live -rP
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
