@@ -16,11 +16,12 @@ export MKL_NUM_THREADS := 1
 # LIVE=1 builds the site with Python in its pages; its parts are fetched from the package registries, by hash.
 export LIVE
 
-.PHONY: book serve test live-test clients lab lint bench clean help
+.PHONY: book pdf serve test live-test clients lab lint bench clean help
 
 help:
 	@echo "make book   execute and render the book into _build/html"
 	@echo "make book LIVE=1  the same with a Run button on the cells that need no PyTorch (45 MB, loaded when pressed)"
+	@echo "make pdf    print the book into _build/pdf (needs a Chromium)"
 	@echo "make serve  serve the site on this machine, which Run buttons need"
 	@echo "make test   run every test, the built site included"
 	@echo "make live-test  press every Run button and compare with what the build computed"
@@ -45,6 +46,9 @@ serve: $(READY)
 
 live-test: $(READY)
 	LIVE=1 $(BIN)/python -m pytest tests/live -rP
+
+pdf: book
+	$(BIN)/python -m book.editions.pdf
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

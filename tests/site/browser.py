@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -10,15 +9,15 @@ from urllib.parse import unquote, urlparse
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Playwright, Route
 
-SYSTEM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+from book.editions import pdf
 
 
 def launch(playwright: Playwright) -> Browser:
-    """Start $CHROMIUM, the system's Chromium or playwright's own, whichever is there."""
-    for path in (os.environ.get("CHROMIUM", ""), *SYSTEM, playwright.chromium.executable_path):
-        if path and Path(path).is_file():
-            return playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-    pytest.skip("no Chromium: install one, run `playwright install chromium`, or set CHROMIUM to its path")
+    """Start the Chromium that prints the book."""
+    try:
+        return pdf.launch(playwright)
+    except RuntimeError as missing:
+        pytest.skip(str(missing))
 
 
 class Visit:
