@@ -1,4 +1,7 @@
-"""Every executed page can be downloaded as a notebook: the theme's button gets the file that it looks for."""
+"""Every executed page can be downloaded as a notebook: the theme's button gets the file that it looks for.
+
+Where the repository has an address (book/_ext/address.py), a button opens the same notebook on somebody's machine.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from address import address
 from docutils import nodes
 from reader_copy import reader_copy
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+
+LOGOS = {"Colab": "logo_colab.png", "Binder": "logo_binder.svg"}
 
 
 def _name_of(env: BuildEnvironment, page: str, role: str, target: str) -> str:
@@ -57,14 +63,48 @@ def _offer(
     target = Path(app.outdir) / "_sources" / f"{pagename}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.read(executed, as_version=4)
+    root = Path(app.srcdir)
     copy = reader_copy(
-        notebook, pagename, Path(app.srcdir), lambda role, name: _name_of(app.env, pagename, role, name)
+        notebook,
+        pagename,
+        root,
+        lambda role, name: _name_of(app.env, pagename, role, name),
+        address(root).repository,
     )
     nbformat.write(copy, target)
     context["ipynb_source"] = f"{pagename}.ipynb"
 
 
+def _launch(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """A button of the theme; its own would lead to the page's source, which is no notebook."""
+    services = address(Path(app.srcdir)).launch(pagename)
+    if "ipynb_source" not in context or not services:
+        return
+    buttons = [
+        {
+            "type": "link",
+            "url": url,
+            "text": name,
+            "tooltip": f"Run this page on {name}",
+            "icon": f"_static/images/{LOGOS[name]}",
+            "label": f"launch-{name.lower()}-button",
+        }
+        for name, url in services.items()
+    ]
+    group = {
+        "type": "group",
+        "tooltip": "Run this page",
+        "icon": "fas fa-rocket",
+        "buttons": buttons,
+        "label": "launch-buttons",
+    }
+    context["header_buttons"].insert(0, group)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx (the theme builds its buttons at priority 501)."""
     app.connect("html-page-context", _offer)
+    app.connect("html-page-context", _launch, priority=510)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -22,13 +22,20 @@ from nbformat import NotebookNode
 SETUP_CALLS = ("use_book_style", "set_num_threads", "set_printoptions")
 INSTALL = (
     "*This is the notebook of a chapter; the page has its live figures. It needs Python 3.10 or newer and the package "
-    "`llqr_sam_ref`: in a copy of the repository* `pip install '.[train,figures]'`*, once.*"
+    "`llqr_sam_ref`: in a copy of the repository* `pip install '.[book]'`*, once.*"
 )
+SETUP = """\
+# Set-up, once. Where the package is there, nothing happens.
+import importlib.util
+
+if importlib.util.find_spec("llqr_sam_ref") is None:
+    %pip install --quiet "llqr-sam-ref[book] @ git+{repository}\"
+"""
 CARRIED = "# What the chapter reads of long runs, their scripts and stored results, written into a folder of its own."
 
 
 def reader_copy(
-    notebook: NotebookNode, page: str, root: Path, name_of: Callable[[str, str], str]
+    notebook: NotebookNode, page: str, root: Path, name_of: Callable[[str, str], str], repository: str = ""
 ) -> NotebookNode:
     """A notebook that runs alone, where only the package is installed.
 
@@ -37,6 +44,7 @@ def reader_copy(
         page: its name, for instance ``book/sam/cycle``.
         root: of the repository.
         name_of: from a role and its target (``"eq", "eq-sam-step"``) to what the page prints there.
+        repository: its address on the web; with one, the first cell installs the package where it is missing.
 
     Returns:
         The copy.
@@ -56,6 +64,8 @@ def reader_copy(
             cell.source = plain_markdown(cell.source, (root / page).parent, name_of)
     copy.cells = [cell for cell in copy.cells if cell.source.strip()]
     head = [nbformat.v4.new_markdown_cell(INSTALL, id="install")]
+    if repository:
+        head = [nbformat.v4.new_code_cell(SETUP.format(repository=repository), id="install")]
     files = carried_files("\n".join(cell.source for cell in code), root)
     if files:
         head.append(_carrying_cell(files, root))

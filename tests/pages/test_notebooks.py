@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jupytext
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 
 from tests import rendered
@@ -22,8 +26,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 def copy_of(page: str) -> nbformat.NotebookNode:
     """The reader's copy of a page, made from its source: code as in the download, no numbers for references."""
     notebook = jupytext.read(rendered.ROOT / f"{page}.md")
+    repository = rendered.extension("address").address(rendered.ROOT).repository
     return rendered.extension("reader_copy").reader_copy(
-        notebook, page, rendered.ROOT, lambda role, target: target
+        notebook, page, rendered.ROOT, lambda role, target: target, repository
     )
 
 
@@ -164,3 +169,53 @@ def test_long_runs_travel_with_the_notebook_that_reads_them() -> None:
         'from book.experiments import digits_noise, store\nstudy = store.load("digits_noise")', rendered.ROOT
     )
     assert [path.name for path in files] == ["digits_noise.py", "store.py", "digits_noise.json"]
+
+
+def test_a_copy_with_an_address_installs_what_is_missing_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make = rendered.extension("reader_copy").reader_copy
+    notebook = jupytext.reads(PAGE.format(hidden="half = 1 / 2", text="Text."), fmt="md:myst")
+    copy = make(notebook, "book/page", rendered.ROOT, lambda role, target: target, "https://example.org/a/b")
+    kinds = [cell.cell_type for cell in copy.cells]
+    assert kinds[:2] == ["markdown", "code"]  # the title, then one cell
+    shell = InteractiveShell.instance()
+    ran: list[str] = []
+    monkeypatch.setattr(shell, "run_line_magic", lambda magic, line, **_: ran.append(f"{magic} {line}"))
+    assert shell.run_cell(copy.cells[1].source).success
+    assert ran == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert shell.run_cell(copy.cells[1].source).success
+    assert ran == ['pip install --quiet "llqr-sam-ref[book] @ git+https://example.org/a/b"']
+    InteractiveShell.clear_instance()
+
+
+def test_a_page_with_a_notebook_can_be_run_elsewhere_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = rendered.extension("notebooks")._launch
+    app = SimpleNamespace(srcdir=rendered.ROOT)
+    monkeypatch.setenv("BOOK_REPOSITORY", "https://github.com/someone/book")
+    context: dict[str, Any] = {"ipynb_source": "book/sam/cycle.ipynb", "header_buttons": ["download"]}
+    launch(app, "book/sam/cycle", "page.html", context, None)
+    group, download = context["header_buttons"]
+    assert download == "download"
+    assert [button["text"] for button in group["buttons"]] == ["Colab", "Binder"]
+    for button in group["buttons"]:
+        assert button["url"].endswith("book/sam/cycle.ipynb")
+        assert (rendered.build() / button["icon"]).is_file()
+    plain: dict[str, Any] = {"header_buttons": []}
+    launch(app, "book/bibliography", "page.html", plain, None)
+    monkeypatch.delenv("BOOK_REPOSITORY")
+    launch(app, "book/sam/cycle", "page.html", context, None)
+    assert plain["header_buttons"] == []
+    assert len(context["header_buttons"]) == 2
+
+
+def test_binder_installs_the_package_at_the_books_pins() -> None:
+    lines = [
+        line
+        for line in (rendered.ROOT / "binder/requirements.txt").read_text("utf-8").splitlines()
+        if line[0] != "#"
+    ]
+    assert lines[:2] == ["-c ../requirements.txt", ".[book]"]
+    pins = (rendered.ROOT / "requirements.txt").read_text("utf-8")
+    assert [name for name in lines[2:] if f"\n{name}==" not in pins] == []
