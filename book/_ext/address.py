@@ -105,7 +105,7 @@ def _name_the_buttons(
     for group in context.get("header_buttons", []):
         if group.get("label") not in {"source-buttons", "source-issues-button"}:
             continue
-        group |= {"tooltip": "Mend this page", "icon": "fas fa-pencil-alt"}
+        group |= {"tooltip": "Mend this page", "icon": "fas fa-pencil"}
         for button in group.get("buttons", [group]):
             if button["label"] == "source-edit-button":
                 button |= {"text": "Edit this page", "tooltip": "Change the page's source and suggest it"}

@@ -39,10 +39,10 @@ def _pages() -> list[Path]:
 
 
 def _targets(path: Path) -> list[tuple[str, str]]:
-    """Tag and target of everything that the page links to or loads."""
+    """Tag and target of everything that the page links to or loads; what it calls itself is neither."""
     return [
         (tag.name, str(tag[LINKS[tag.name]]))
-        for tag in _parsed(path).select("[href], [src], [action]")
+        for tag in _parsed(path).select("[href]:not([rel=canonical]), [src], [action]")
         if tag.name in LINKS and tag.has_attr(LINKS[tag.name])
     ]
 
