@@ -9,8 +9,9 @@
 The page gets the custom element with the picture of the default state inside, drawn at build time, and the
 sentence that says what it shows: without JavaScript, in print and to a screen reader the figure is complete.
 The script that brings it to life is one classic script per page (modules do not load from a file on disk),
-written to ``_figures/`` and linked only on pages that have a live figure. Everything but ``name`` is an
-option of the figure itself and is handed on.
+written to ``_figures/`` and linked only on pages that have a live figure. ``ask`` is a question with
+answers (``:ask: Who wins? | the hare | the hedgehog``), which the reader answers or passes over before the figure
+moves. Everything but ``name`` and ``ask`` is an option of the figure itself and is handed on.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class LiveFigure(SphinxDirective):
         except (ValueError, RuntimeError) as error:
             logger.warning("live-figure %s: %s", kind, error, location=self.get_location())
             return []
-        attributes = "".join(f' {key}="{escape(value)}"' for key, value in settings.items())
+        attributes = "".join(
+            f' {"data-ask" if key == "ask" else key}="{escape(value)}"' for key, value in settings.items()
+        )
         html = (
             f'<live-figure kind="{kind}"{attributes}>{picture}'
             f'<p class="lf-sentence">{escape(sentence)}</p></live-figure>'

@@ -30,9 +30,12 @@ SHARED = (
     "terrain",
     "picture",
     "state",
+    "ask",
     "element",
 )  # in the order of their imports
 KINDS = tuple(sorted(path.stem for path in HERE.glob("*.js") if path.stem not in SHARED))
+PEERS = HERE.parent / "results" / "peers.json"
+COUNTED = ("curve", "evaluations_per_step", "seconds_per_step")
 
 IMPORT = re.compile(r'^import \{ ([\w, ]+) \} from "\./(\w+)\.js";$', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:const|function|class) (\w+))", re.MULTILINE)
@@ -47,6 +50,20 @@ def _wrap(name: str) -> str:
     if left:
         raise ValueError(f"{name}.js: {left.group()!r} is not in the style that bundle.py can turn.")
     return f"modules.{name} = (() => {{\n{body}return {{ {', '.join(exports)} }};\n}})();\n"
+
+
+def _stored() -> str:
+    """The module ``stored``: what the page reads of long runs, taken from the file of their results."""
+    tasks = json.loads(PEERS.read_text("utf-8"))["results"]["tasks"]
+    peers = {
+        task: {
+            "about": entry["about"],
+            "steps": entry["steps"],
+            "methods": {name: {key: row[key] for key in COUNTED} for name, row in entry["methods"].items()},
+        }
+        for task, entry in tasks.items()
+    }
+    return f"modules.stored = {{ peers: {json.dumps(peers, separators=(',', ':'))} }};\n"
 
 
 def bundle(kinds: Iterable[str]) -> str:
@@ -66,6 +83,8 @@ def bundle(kinds: Iterable[str]) -> str:
         if kind not in KINDS:
             raise ValueError(unknown_name("kind", kind, KINDS))
     parts = [_wrap(name) for name in (*SHARED, *chosen)]
+    if any("const { peers } = modules.stored;" in part for part in parts):
+        parts.insert(0, _stored())
     known = "".join(f"figures.{kind} = modules.{kind};\n" for kind in chosen)
     return (
         '(() => {\n"use strict";\nconst modules = {}, figures = globalThis.liveFigures ??= {};\n'
@@ -113,7 +132,7 @@ def fallback(kind: str, options: dict[str, str]) -> tuple[str, str]:
 
     Args:
         kind: a name out of ``KINDS``.
-        options: the attributes of the element, without ``kind`` and ``autoplay``.
+        options: the attributes of the element, without ``kind``.
 
     Returns:
         An ``<svg>`` element as text, and the sentence that it stands for.
@@ -122,7 +141,7 @@ def fallback(kind: str, options: dict[str, str]) -> tuple[str, str]:
         ValueError: unknown kind or option, or a value that its control cannot take.
     """
     code = bundle([kind]) + PRINT
-    given = {name: text for name, text in options.items() if name != "autoplay"}
+    given = {name: text for name, text in options.items() if name not in {"autoplay", "ask"}}
     opening = run_node(
         f"{code}const m = liveFigures.{kind};\n"
         f"try {{ const state = liveKit.state.initial(m.figure, {_literal(given)});\n"

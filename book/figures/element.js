@@ -1,4 +1,6 @@
-// <live-figure kind="...">: the picture, its controls, its voice. What is special to a kind lives in the kind's module.
+// <live-figure kind="...">: the picture, its controls, its voice, one element whole (hence the length). What is special to a
+// kind lives in the kind's module.
+import { box } from "./ask.js";
 import { fmt, speak } from "./numbers.js";
 import { results, picture } from "./picture.js";
 import { snap, position, valueAt, range, initial, fromAddress, toAddress } from "./state.js";
@@ -46,14 +48,32 @@ export const element = figures =>
         return;
       }
       this.names = [this.id, this.closest("figure")?.id, kind].filter(Boolean);
-      this.state = { ...this.first, ...fromAddress(this.figure, location.hash, this.names) };
+      this.shared = fromAddress(this.figure, location.hash, this.names);
+      this.state = { ...this.first, ...this.shared };
       const run = () => {
         this.build();
-        if (this.getAttribute("autoplay") === "yes" && !still()) this.whenSeen(() => this.play(this.figure.plays[0]));
+        if (!this.asking) this.begin();
       };
       if (this.figure.slow)
         setTimeout(run, 30); // until a long first computation is done the built-in picture stands
       else run();
+    }
+
+    begin() {
+      if (this.getAttribute("autoplay") === "yes" && !still()) this.whenSeen(() => this.play(this.figure.plays[0]));
+    }
+
+    // The reader has said what will happen, or does not want to. An address that brings a state is beyond the question.
+    answered(said) {
+      if (!this.asking) return;
+      const inside = this.asking.contains(document.activeElement);
+      this.asking.remove();
+      this.asking = null;
+      this.panel.classList.remove("lf-waits");
+      this.said_.textContent = said ? `You said: ${said}` : "";
+      if (inside) this.panel.querySelector("input, select, button").focus();
+      this.draw();
+      this.begin();
     }
 
     whenSeen(then) {
@@ -105,13 +125,12 @@ export const element = figures =>
         tabindex: "0",
       });
       this.table.hidden = true;
-      this.setAttribute("role", "group");
-      this.setAttribute("aria-label", title);
-      this.classList.add("lf-on");
-      this.replaceChildren(
-        this.stage,
-        this.words,
-        this.voice,
+      this.said_ = make("p", { class: "lf-said", role: "status" });
+      const question = this.dataset.ask;
+      this.asking = question && !this.shared ? box(make, id, question, said => this.answered(said)) : null;
+      this.panel = make(
+        "div",
+        { class: this.asking ? "lf-panel lf-waits" : "lf-panel" },
         make("div", { class: "lf-controls" }, ...rows),
         make(
           "div",
@@ -120,13 +139,24 @@ export const element = figures =>
           ...actions.map(a => make("button", { type: "button", onclick: () => this.set(a.change(this.state)) }, a.label)),
           make("button", { type: "button", onclick: () => this.reset() }, "Reset"),
           table,
+          this.said_,
         ),
+      );
+      this.setAttribute("role", "group");
+      this.setAttribute("aria-label", title);
+      this.classList.add("lf-on");
+      this.replaceChildren(
+        this.stage,
+        this.words,
+        this.voice,
+        make("div", { class: "lf-board" }, this.panel, ...(this.asking ? [this.asking] : [])),
         this.table,
       );
       this.addEventListener("keydown", event => this.key(event));
       this.listen = () => {
         const given = fromAddress(this.figure, location.hash, this.names);
         if (given) {
+          this.answered("");
           this.state = { ...this.first, ...given };
           this.show();
           this.scrollIntoView({ block: "nearest" });
@@ -201,7 +231,7 @@ export const element = figures =>
       this.svg.setAttribute("width", W);
       this.svg.setAttribute("height", H);
       this.svg.innerHTML = body;
-      this.grip(handles, W, H);
+      this.grip(this.asking ? [] : handles, W, H);
       for (const { control, input, output, row } of Object.values(this.inputs)) {
         const v = state[control.name];
         row.hidden = (control.narrow && W >= 560) || control.when?.(state) === false;
@@ -305,7 +335,7 @@ export const element = figures =>
     key(event) {
       const { key, target } = event,
         grip = target.classList.contains("lf-handle") ? target : null;
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.ctrlKey || event.metaKey || event.altKey || this.asking) return;
       const done = change => {
         event.preventDefault();
         if (change) this.set(change);

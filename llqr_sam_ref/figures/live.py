@@ -437,3 +437,12 @@ def _filter(w: float, T: int, a: float) -> Numbers:
         "newton": 1 / w if w else math.inf,
         "stable": a * w < 2,
     }
+
+
+@_figure("fight")
+def _fight(curves: dict[str, Vector], costs: dict[str, float], steps: int, budget: float) -> Numbers:
+    loss = {}
+    for name, curve in curves.items():
+        share = (np.arange(len(curve)) + 0.5) / len(curve)
+        loss[name] = float(np.interp(budget, costs[name] * steps * share, curve))
+    return {"loss": loss, "done": {name: budget >= cost * steps for name, cost in costs.items()}}

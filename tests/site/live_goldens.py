@@ -447,3 +447,12 @@ GOLDENS.append((
     {"g": [3, 4], "d": [1, 26], "phi": 0.9272952180016122 - pi / 2, "rho": 1},
     {"eps": [0.117669681, 0.156892908], "gain": 0.980580676, "angle": 0},
 ))
+
+# Three points stand at 1, 3 and 5 of the 6 that three steps of cost 2 take.
+RUNS = {"curves": {"a": [4, 2, 1], "b": [9, 3, 0]}, "costs": {"a": 2, "b": 1}, "steps": 3}
+GOLDENS += [
+    ("fight", RUNS | {"budget": 0.5}, {"loss": {"a": 4, "b": 9}, "done": {"a": False, "b": False}}),
+    ("fight", RUNS | {"budget": 2}, {"loss": {"a": 3, "b": 1.5}, "done": {"a": False, "b": False}}),
+    ("fight", RUNS | {"budget": 3}, {"loss": {"a": 2, "b": 0}, "done": {"a": False, "b": True}}),
+    ("fight", RUNS | {"budget": 6}, {"loss": {"a": 1, "b": 0}, "done": {"a": True, "b": True}}),
+]

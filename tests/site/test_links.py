@@ -108,6 +108,9 @@ def test_a_live_figure_has_its_script_its_picture_and_its_sentence_without_javas
     for figure in figures:
         assert str(figure["kind"]) in Path(urlsplit(scripts[0]).path).stem.split("-")
         assert figure.find("svg") is not None
+        question, *answers = str(figure["data-ask"]).split(" | ")
+        assert question.endswith("?")
+        assert 2 <= len(answers) <= 4
         sentence = figure.select_one("p.lf-sentence")
         assert sentence is not None
         assert sentence.get_text().strip()

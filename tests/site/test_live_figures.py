@@ -5,6 +5,7 @@ What runs in node here is the script that the site serves. Behavior in a browser
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from functools import cache
@@ -15,11 +16,13 @@ import pytest
 from llqr_sam_ref.figures import METHODS
 from llqr_sam_ref.figures.live import FIGURES, reference
 from llqr_sam_ref.figures.noise import mulberry32
+from llqr_sam_ref.train.methods import METHODS as TABLE
+from tests.conftest import ROOT
 from tests.site.figures_kit import FOLDER, KINDS, bundle, call, flatten, in_node
 from tests.site.live_goldens import GOLDENS, ROAD
 
-EIGHTEEN = (
-    "clock compass contrast cycle filter graphwalk probes race ravine road rotated rulers samstep steer trap "
+NINETEEN = (
+    "clock compass contrast cycle fight filter graphwalk probes race ravine road rotated rulers samstep steer trap "
     "twin twoweight valley"
 )
 
@@ -45,8 +48,8 @@ def golden_results() -> list[Any]:
     return call([(name, arguments) for name, arguments, _ in GOLDENS])
 
 
-def test_all_eighteen_figures_exist() -> None:
-    assert " ".join(KINDS) == EIGHTEEN
+def test_all_nineteen_figures_exist() -> None:
+    assert " ".join(KINDS) == NINETEEN
 
 
 @pytest.mark.parametrize("index", range(len(GOLDENS)), ids=lambda i: f"{i}-{GOLDENS[i][0]}")
@@ -222,6 +225,25 @@ def test_palette_is_the_books() -> None:
         assert [float(d) for d in dash.split() if dash != "none"] == list(style.dashes)
         assert markers[marker] == style.marker
         assert key == "gd" or float(width) == style.width
+
+
+def test_the_stored_runs_are_those_of_the_study_and_travel_with_one_figure_only() -> None:
+    stored = json.loads((ROOT / "book/results/peers.json").read_text("utf-8"))["results"]["tasks"]
+    found = in_node("print(liveKit.stored.peers);", ("fight",))
+    assert found.keys() == stored.keys()
+    for task, entry in found.items():
+        assert (entry["about"], entry["steps"]) == (stored[task]["about"], stored[task]["steps"])
+        for name, row in entry["methods"].items():
+            assert row == {key: stored[task]["methods"][name][key] for key in row}
+            assert len(row["curve"]) == 80
+    assert "stored" not in bundle.bundle(["cycle"])
+
+
+def test_muon_has_the_look_of_the_table() -> None:
+    look = TABLE["muon"].look
+    source = (FOLDER / "fight.js").read_text(encoding="utf-8")
+    assert look.light == METHODS["gd"].light
+    assert f'"muon", "gd", "{look.label}", "{" ".join(f"{d:g}" for d in look.dashes)}"' in source
 
 
 @pytest.mark.parametrize("kind", KINDS)

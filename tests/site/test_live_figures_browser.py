@@ -290,6 +290,74 @@ def test_address_opens_a_setting_and_follows_links(desk: Visit) -> None:
     sheet.node.evaluate("figure => figure.reset()")
 
 
+@pytest.fixture
+def asked(browser: Browser, tmp_path: Path) -> Iterator[Visit]:
+    """Two figures, each with a question before it."""
+    question = "Start farther away. Where does it end? | in a wider cycle | in the same cycle"
+    blocks = "".join(
+        f'<figure class="live" id="fig-{kind}"><live-figure kind="{kind}" data-ask="{question}"></live-figure></figure>'
+        for kind in ("cycle", "filter")
+    )
+    visit = Visit(browser, write(tmp_path / "asked", blocks, ("cycle", "filter")), width=780)
+    yield visit
+    assert visit.complaints == []
+    visit.close()
+
+
+def test_a_question_comes_before_the_figure_moves(asked: Visit) -> None:
+    sheet = Sheet(asked, "cycle")
+    first, box = sheet.state(), sheet.find(".lf-ask")
+    question = box.evaluate(
+        "node => document.getElementById(node.getAttribute('aria-labelledby')).textContent"
+    )
+    assert question == "Start farther away. Where does it end?"
+    assert box.locator("button").all_inner_texts() == ["in a wider cycle", "in the same cycle", "Skip"]
+    assert sheet.find("input:visible, select:visible").count() == 0
+    assert sheet.find(".lf-handle").count() == 0
+    box.locator("button").first.focus()
+    assert sheet.press("r", "ArrowRight", "End") == first
+    height = sheet.node.bounding_box()
+    violations = Axe().run(asked.page, options={"resultTypes": ["violations"]}).response["violations"]
+    assert [violation["id"] for violation in violations] == []
+    box.locator("button").nth(1).press("Enter")
+    sheet.settle()
+    assert box.count() == 0
+    assert sheet.find(".lf-said").inner_text() == "You said: in the same cycle"
+    after = sheet.node.bounding_box()
+    assert height is not None
+    assert after is not None
+    assert abs(after["height"] - height["height"]) < 60, "the page jumps"
+    assert sheet.find(".lf-handle").count() == 1
+    assert sheet.node.evaluate("figure => figure.contains(document.activeElement)"), "the focus is lost"
+    slider, name = sheet.slider()
+    slider.focus()
+    assert sheet.press("Home")[name] < first[name]
+    assert Sheet(asked, "filter").find(".lf-ask").count() == 1, "one answer opens one figure"
+
+
+def test_a_question_can_be_passed_over(asked: Visit) -> None:
+    sheet = Sheet(asked, "filter")
+    sheet.find(".lf-ask button").last.click()
+    sheet.settle()
+    assert sheet.find(".lf-said").inner_text() == ""
+    slider, name = sheet.slider()
+    slider.focus()
+    assert sheet.press("Home")[name] < sheet.press("End")[name]
+
+
+def test_an_address_that_brings_a_state_is_beyond_the_question(asked: Visit) -> None:
+    sheet = Sheet(asked, "cycle")
+    assert sheet.find(".lf-ask").count() == 1
+    asked.ask("() => { location.hash = '#fig=fig-cycle&h=2'; }")
+    asked.page.wait_for_function("() => document.querySelector('[kind=cycle]').state.h === 2", timeout=3000)
+    assert sheet.find(".lf-ask").count() == 0
+    asked.page.reload()
+    asked.page.wait_for_selector("live-figure[kind=cycle].lf-on")
+    assert sheet.state()["h"] == 2
+    assert sheet.find(".lf-ask").count() == 0
+    assert Sheet(asked, "filter").find(".lf-ask").count() == 1
+
+
 def test_nothing_moves_before_it_is_asked_to(desk: Visit) -> None:
     sheet = Sheet(desk, "road")
     sheet.settle()
