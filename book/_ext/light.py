@@ -1,7 +1,9 @@
 """Pages without what they do not use: the theme's icons as a font of a dozen, and the search where one searches.
 
 The theme loads the whole of Font Awesome (two megabytes) for a dozen icons, and the search index on every page,
-though only the search page reads it. Cards and tabs have a style sheet that no page needs. When the build is done
+though only the search page reads it. Cards and tabs have a style sheet that no page needs. Above the page stands a bar
+that repeats the sidebar's search and the page's buttons; the theme's script takes its buttons for those of the page,
+so that hiding it would leave the visible ones dead. When the build is done
 the icons that some page shows are cut out of Font Awesome's font, and the tags of what is not used are taken out.
 """
 
@@ -18,6 +20,10 @@ from sphinx.application import Sphinx
 SCRIPTS = re.compile(r'\s*<script[^>]*src="[^"]*scripts/fontawesome\.js[^"]*"></script>')
 DESIGN = re.compile(
     r"\s*<(?:script[^>]*design-tabs\.js[^>]*></script>|link[^>]*sphinx-design\.min\.css[^>]*/?>)"
+)
+BAR = re.compile(r'\s*<header id="pst-header".*?</header>', re.DOTALL)
+EMPTY_BAR = (
+    '\n<header id="pst-header" class="bd-header" style="display: none"></header>'  # the script measures it
 )
 USES_DESIGN = re.compile(r'class="[^"]*\bsd-')
 SOURCE = re.compile(
@@ -78,7 +84,7 @@ def without_icons(style: str, names: set[str]) -> str:
 
 def lighter(page: str, *, searches: bool) -> str:
     """A page without the tags of what it does not use."""
-    page = SOURCE.sub("", SCRIPTS.sub("", page))
+    page = BAR.sub(EMPTY_BAR, SOURCE.sub("", SCRIPTS.sub("", page)))
     if not USES_DESIGN.search(page):
         page = DESIGN.sub("", page)
     return page if searches else SEARCH.sub("", page)
@@ -88,18 +94,19 @@ def _lighten(app: Sphinx, exception: Exception | None) -> None:
     if exception is not None or app.builder.format != "html":
         return
     out = Path(app.outdir)
-    pages = {path: path.read_text("utf-8") for path in out.rglob("*.html") if "_static" not in path.parts}
+    paths = [path for path in out.rglob("*.html") if "_static" not in path.parts]
+    whole = {path: path.read_text("utf-8") for path in paths}
+    pages = {path: lighter(text, searches=path.name == "search.html") for path, text in whole.items()}
+    for path, text in pages.items():
+        if text != whole[path]:
+            path.write_text(text, "utf-8")
     static = out / "_static"
-    whole = static / "vendor" / "fontawesome" / "webfonts" / "fa-solid-900.ttf"
+    font = static / "vendor" / "fontawesome" / "webfonts" / "fa-solid-900.ttf"
     theme = static / "styles" / "pydata-sphinx-theme.css"
     style, names = theme.read_text("utf-8"), icons_in(pages.values())
-    rules = cut(whole, names, THEME_ICON.findall(style), static / "icons.woff")
+    rules = cut(font, names, THEME_ICON.findall(style), static / "icons.woff")
     (static / "icons.css").write_text(rules, "utf-8")
     theme.write_text(without_icons(style, names), "utf-8")
-    for path, text in pages.items():
-        changed = lighter(text, searches=path.name == "search.html")
-        if changed != text:
-            path.write_text(changed, "utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -6,6 +6,9 @@ is removed before it can do anything.
 
 sphinx-proof and sphinx-exercise give the body of every statement, exercise and solution the same id, and
 docutils gives citations roles that ARIA has withdrawn.
+
+The search shows a passage of each page that it finds. It fetches the pages for that, which a browser refuses to a
+site that is opened from a disk: there it shows titles.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from sphinx.application import Sphinx
 UNUSED = ("sphinx_thebe", "sphinx_comments")
 UNUSED_STYLES = ("sphinx-thebe.css",)
 REPEATED_IDS = (["proof-content"], ["exercise-content"], ["solution-content"])
+NO_PASSAGES = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;'
 WITHDRAWN_ROLES = (' role="doc-biblioentry"', ' role="list"')
 
 
@@ -34,6 +38,13 @@ def _drop_withdrawn_roles(
         context["body"] = context.get("body", "").replace(role, "")
 
 
+def _search_on_a_disk(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    if pagename == "search":
+        app.add_js_file(None, body=NO_PASSAGES)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx (after Jupyter Book's own extensions, as local extensions are)."""
     for listeners in app.events.listeners.values():
@@ -42,4 +53,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     styles[:] = [entry for entry in styles if entry[0] not in UNUSED_STYLES]
     app.connect("doctree-resolved", _drop_repeated_ids)
     app.connect("html-page-context", _drop_withdrawn_roles)
+    app.connect("html-page-context", _search_on_a_disk)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

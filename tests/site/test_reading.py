@@ -24,6 +24,7 @@ THEME_FINDINGS: dict[str, str] = {}
 # Long pages made of equal parts: axe reads one part.
 ONE_PART = {"book/reference/exact": "#module-geometry", "book/reference/checks": "#test-geometry"}
 
+WIDTHS = (1400, 1024, 768, 360)
 FIGURE = re.compile(rb"<svg[^>]*(?:figure-svg|lf-still).*?</svg>", re.DOTALL)
 WIDE = """() => document.documentElement.scrollWidth - window.innerWidth"""
 BROKEN_MATH = """() => [...document.querySelectorAll('.katex-error')].map(e => e.title)"""
@@ -31,6 +32,15 @@ UNSET_MATH = """() => [...document.querySelectorAll('span.math, div.math')]
     .filter(e => !e.querySelector('.katex')).map(e => e.textContent.slice(0, 40))"""
 CUT_FORMULAS = """() => [...document.querySelectorAll('.katex-display')]
     .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
+# What reaches beyond the window and stands in nothing that scrolls.
+CUT = """() => [...document.querySelectorAll(
+    'article :is(h1, h2, h3, p, li, dt, dd, td, th, pre, svg, img, button, select, input)')].filter(node => {
+      const { right, width, height } = node.getBoundingClientRect();
+      if (!width || !height || right <= innerWidth + 1 || getComputedStyle(node).visibility === 'hidden') return false;
+      for (let up = node.parentElement; up; up = up.parentElement)
+        if (/auto|scroll/.test(getComputedStyle(up).overflowX) || up.matches('.katex, svg, .lf-voice')) return false;
+      return true;
+    }).map(node => node.outerHTML.slice(0, 80))"""
 # What a reader sees of a formula is hidden from those who listen, and has the color of its text: axe may skip
 # its ten thousand letters and look at the MathML.
 ONLY_SPOKEN_FORMULAS = """() => document.querySelectorAll('.katex-html').forEach(e => e.remove())"""
@@ -49,6 +59,7 @@ class Report:
     unset_math: list[str]
     findings: dict[str, list[str]]
     overflow: dict[int, int]
+    beyond: dict[int, list[str]]
     figure_colors: dict[str, list[str]]
     weight: int
     cut: list[str]
@@ -61,10 +72,11 @@ def _report(browser: Browser, page: str) -> Report:
     complaints, weight = list(visit.complaints), _weight(visit.files)
     visit.look("light", 1400)
     cut = visit.ask(CUT_FORMULAS)
-    overflow = {}
-    for width in (1200, 768, 360):
-        visit.look("light", width)
+    overflow, beyond = {}, {}
+    for width in WIDTHS:
+        visit.look("dark" if width == 360 else "light", width)
         overflow[width] = int(visit.ask(WIDE))
+        beyond[width] = visit.ask(CUT)
     visit.ask(ONLY_SPOKEN_FORMULAS)
     findings: dict[str, list[str]] = {}
     colors: dict[str, list[str]] = {}
@@ -72,7 +84,7 @@ def _report(browser: Browser, page: str) -> Report:
         visit.look(theme, 1200)
         colors[theme] = visit.ask(FIGURE_COLORS)
         findings[theme] = _axe(visit, rules, ONE_PART.get(page, "html"))
-    report = Report(complaints, *math, findings, overflow, colors, weight, cut)
+    report = Report(complaints, *math, findings, overflow, beyond, colors, weight, cut)
     visit.close()
     return report
 
@@ -123,9 +135,10 @@ def test_axe_finds_nothing(browser: Browser, page: str, theme: str) -> None:
 
 
 @PAGES
-@pytest.mark.parametrize("width", [1200, 768, 360])
-def test_the_page_never_scrolls_sideways(browser: Browser, page: str, width: int) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_never_scrolls_sideways_and_nothing_is_cut(browser: Browser, page: str, width: int) -> None:
     assert _report(browser, page).overflow[width] <= 0
+    assert _report(browser, page).beyond[width] == []
 
 
 @PAGES
