@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -114,6 +115,26 @@ class TheoremChecks(SphinxDirective):
         return [block]
 
 
+class TheoremCounts(SphinxDirective):
+    """How many results, mutations and assertions there are, as last recorded beside the tests."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return one paragraph."""
+        path = Path(self.env.srcdir) / FOLDER / "statements.json"
+        self.env.note_dependency(str(path))
+        counts = json.loads(path.read_text("utf-8"))["counts"]
+        text = (
+            f"{counts['results']} tests, {counts['mutations']} mutations, {counts['assertions']} assertions. "
+            f"Of the assertions {counts['can fail']} fail under a mutation, "
+            f"{counts['assertions'] - counts['can fail']} under none yet: they are listed by name in "
+        )
+        return [
+            nodes.paragraph(
+                "", "", nodes.Text(text), nodes.literal("", f"{FOLDER}/statements.json"), nodes.Text(".")
+            )
+        ]
+
+
 class _pending_theorem(nodes.Inline, nodes.Element):  # noqa: N801  (docutils writes node classes in lower case)
     """Becomes a link to the theorem with this label, once every page has been read."""
 
@@ -206,6 +227,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_node(_pending_theorem)
     app.add_directive("theorem-checks", TheoremChecks)
+    app.add_directive("theorem-counts", TheoremCounts)
     app.add_post_transform(LinkTheorems)
     app.connect("env-get-outdated", _reread_when_a_test_changed)
     app.connect("env-check-consistency", _warn_about_theorems_without_a_test)

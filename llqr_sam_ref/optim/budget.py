@@ -65,7 +65,7 @@ def within_overhead(
         ValueError: a number out of range, another structure than "ekfac" in closed form, or a closure that leaves no
             gradients.
 
-    Source: the book, chapter 17.
+    Source: the book, chapter 18.
     """
     config = LLQRConfig() if config is None else config
     check_number("overhead", overhead, low=0.0)

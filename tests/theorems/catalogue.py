@@ -5,8 +5,8 @@ A test takes the ingredient that a mutation replaces as a keyword argument whose
     @mutation("amplitude eta rho h / 2", amplitude=lambda h, eta, rho: eta * rho * h / 2)
     def test_thm_sam_two_cycle(amplitude=dynamics.sam_cycle_amplitude): ...
 
-pytest calls the test with its defaults; ``test_mutations.py`` calls it with the replacement and demands
-failure.
+pytest calls the test with its defaults; ``test_mutations.py`` calls it with the replacement and demands that an
+assertion fails. What a test needs beside what it states is not asserted but required.
 """
 
 from __future__ import annotations
@@ -50,6 +50,16 @@ def mutation(statement: str, **replacements: Any) -> Callable[[Test], Test]:
         return test
 
     return record
+
+
+def require(condition: object, what: str) -> None:
+    """See that a test stands on the ground it needs: no part of what it states.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    if not condition:
+        raise RuntimeError(f"the test's own ground is not there: {what}")
 
 
 def label_of(test_name: str) -> str:

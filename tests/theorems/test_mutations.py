@@ -1,24 +1,36 @@
-"""Every theorem test must be able to fail: its stated mutation is run and has to be caught."""
+"""Every theorem's test must be able to fail, assertion by assertion, and was looked at beside its statement."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.theorems.catalogue import MUTATIONS, Mutation, test_modules
+from tests.theorems import statements
+from tests.theorems.catalogue import MUTATIONS
+
+RECORD = statements.load()
+MOST = 162  # assertions that no mutation makes fail; this number only goes down
+COMMAND = "python -m tests.theorems.statements --write"
 
 
-def _recorded() -> list[Mutation]:
-    modules = {module.__name__ for module in test_modules()}
-    return [m for m in MUTATIONS if m.test.__module__ in modules]
+@pytest.mark.parametrize("label", sorted(statements.tests()))
+def test_every_mutation_is_caught_and_the_assertions_that_cannot_fail_are_known(label: str) -> None:
+    idle, wrong = statements.unreached(label, statements.tests()[label])
+    assert not wrong
+    known = [line for line in RECORD["cannot fail"] if line.startswith(f"{label}: ")]
+    assert idle == known, f"an assertion needs a mutation; after one was added: {COMMAND}"
 
 
-@pytest.mark.parametrize("mutated", _recorded(), ids=lambda m: m.label)
-def test_the_mutation_is_caught(mutated: Mutation) -> None:
-    with pytest.raises(AssertionError):
-        mutated.test(**mutated.replacements)
+def test_there_are_not_more_of_them_than_before() -> None:
+    assert len(RECORD["cannot fail"]) <= MOST
+    assert RECORD["counts"] == statements.counts(len(RECORD["cannot fail"])), COMMAND
 
 
 def test_every_theorem_test_ships_a_mutation() -> None:
-    mutated = {m.test.__name__ for m in _recorded()}
-    tests = {name for module in test_modules() for name in vars(module) if name.startswith("test_")}
-    assert tests - mutated == set()
+    assert set(statements.tests().values()) - {m.test for m in MUTATIONS} == set()
+
+
+def test_statements_and_tests_are_the_ones_that_were_seen_together() -> None:
+    now = statements.seen()
+    changed = [label for label in now if RECORD["seen"].get(label) != now[label]]
+    assert not changed, f"read statement and test side by side, then: {COMMAND}"
+    assert set(RECORD["seen"]) == set(now)
