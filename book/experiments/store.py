@@ -9,10 +9,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from llqr_sam_ref.train.provenance import environment
-
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results"
 
@@ -36,6 +32,10 @@ def store(
     name: str, protocol: Mapping[str, Any], results: Mapping[str, Any], seconds: float, folder: Path = RESULTS
 ) -> Path:
     """Write a result with its protocol (command, seeds, ...) and where and how long it ran."""
+    import torch  # not where results are only read: a page that shows them need not have it
+
+    from llqr_sam_ref.train.provenance import environment
+
     provenance = {
         **protocol,
         **environment(torch.device("cpu")),

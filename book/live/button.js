@@ -5,6 +5,7 @@
   if (!location.protocol.startsWith("http") || !window.DecompressionStream || !window.WebAssembly) return;
   const base = new URL(".", src);
   let opened;
+  let tries = 0; // a browser remembers that a module could not be loaded, and asks no second time by the same name
   const tools = [...document.querySelectorAll("div.cell")].map((cell, index) => {
     const box = document.createElement("div");
     const button = document.createElement("button");
@@ -22,10 +23,13 @@
     button.addEventListener("click", async () => {
       try {
         if (!opened) Object.assign(button, { textContent: "Waiting", title: "" });
-        opened ??= import(new URL("page.js", base)).then(({ openPage }) => openPage(base, dataset.page, tools));
+        const name = tries ? `page.js?try=${tries}` : "page.js";
+        opened ??= import(new URL(name, base)).then(({ openPage }) => openPage(base, dataset.page, tools));
         (await opened).press(index);
+        says.textContent = "";
       } catch (error) {
         opened = undefined;
+        tries += 1;
         button.textContent = "Run";
         says.textContent = `Python could not be loaded: ${error.message}`;
       }

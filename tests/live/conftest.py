@@ -79,8 +79,10 @@ class Live:
         self.page.wait_for_function(IDLE, timeout=1000 * seconds)
 
     def write(self, index: int, code: str) -> None:
-        """Put code into a cell's field."""
-        self.page.locator("div.cell").nth(index).locator("textarea").fill(code)
+        """Put code into a cell's field, unfolded where it was folded."""
+        field = self.page.locator("div.cell").nth(index).locator("textarea")
+        field.evaluate("field => field.closest('details')?.setAttribute('open', '')")
+        field.fill(code)
 
     def status(self) -> str:
         """What the strip below says."""
