@@ -75,19 +75,21 @@ def test_thm_second_variation(assemble: Callable[[lqr.Problem], Array] = _assemb
 
 
 @mutation("an identity where the activation bends", activation="identity")
-def test_prop_bilinear_stage(activation: str = "tanh") -> None:
+@mutation("activations bend in the cross direction, dense stages in the state", weighted=False)
+@mutation("ReLU bends as tanh does", straight="tanh")
+def test_prop_bilinear_stage(activation: str = "tanh", weighted: bool = True, straight: str = "relu") -> None:
     """Dense stages bend only in the cross direction, activations only in the state, ReLU not at all."""
     network, w, x, y = _example(402, "cross-entropy", activation)
     problem = layerwise_lqr(network, w, x, y)
-    dense = [i for i, B in enumerate(problem.B) if B.shape[1]]
-    passive = [i for i, B in enumerate(problem.B) if not B.shape[1]]
+    dense = [i for i, B in enumerate(problem.B) if bool(B.shape[1]) == weighted]
+    passive = [i for i, B in enumerate(problem.B) if bool(B.shape[1]) != weighted]
     assert all(not problem.Q[i].any() and not problem.R[i].any() for i in dense)
     assert max(np.max(np.abs(problem.M[i])) for i in dense) > 1e-3
     assert passive
     for i in passive:
         assert np.max(np.abs(problem.Q[i])) > 1e-3
         assert not (problem.Q[i] - np.diag(np.diag(problem.Q[i]))).any()
-    network, w, x, y = _example(402, "cross-entropy", "relu")
+    network, w, x, y = _example(402, "cross-entropy", straight)
     problem = layerwise_lqr(network, w, x, y)
     assert not any(problem.Q[i].any() for i in range(problem.horizon))
 

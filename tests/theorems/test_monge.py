@@ -46,14 +46,18 @@ def _inverse(g: Array, alpha: float) -> Array:
     "the denominator is 2 + alpha^2 |g|^2",
     inverse=lambda g, alpha: np.eye(len(g)) - alpha**2 * np.outer(g, g) / (2 + alpha**2 * g @ g),
 )
-def test_thm_monge_inverse(inverse: Callable[[Array, float], Array] = _inverse) -> None:
+@mutation("the slope counts half", matrix=lambda metric, d: (metric.matrix(d) + np.eye(d)) / 2)
+def test_thm_monge_inverse(
+    inverse: Callable[[Array, float], Array] = _inverse,
+    matrix: Callable[[geometry.Monge, int], Array] = lambda metric, d: metric.matrix(d),
+) -> None:
     rng = np.random.default_rng(301)
     for _ in range(40):
         d = int(rng.integers(2, 7))
         g, alpha = rng.standard_normal(d), float(rng.uniform(0.1, 2))
         g *= rng.uniform(0.01, 10) / _norm(g)
         metric = geometry.Monge(g, alpha)
-        G, s2 = metric.matrix(d), alpha**2 * g @ g
+        G, s2 = matrix(metric, d), alpha**2 * g @ g
         slope = np.vstack([np.eye(d), alpha * g])  # the Jacobian of w -> (w, alpha L(w))
         assert np.max(np.abs(G - slope.T @ slope)) < 1e-11
         assert np.max(np.abs(G @ inverse(g, alpha) - np.eye(d))) < 1e-11
@@ -94,22 +98,30 @@ def test_cor_msam_limits(
 
 
 @mutation("the scale c is ignored", length=lambda s, c: 1 / np.sqrt(1 + s**2))
+@mutation("the root is left out", length=lambda s, c: 1 / (1 + c**2 * s**2))
+@mutation("the gradient is scaled by c^2", scaled=lambda g, c: c**2 * g)
+@mutation("the sign of c does not matter", scaled=lambda g, c: -c * g)
+@mutation("clipping to norm 2 is as good", clip=2.0)
 def test_thm_msam_loss_scale(
     length: Callable[[float, float], float] = lambda s, c: float(1 / np.sqrt(1 + c**2 * s**2)),
+    scaled: Callable[[Array, float], Array] = lambda g, c: c * g,
+    clip: float = 1.0,
 ) -> None:
     rng = np.random.default_rng(303)
     g = rng.standard_normal(5)
     s = _norm(g)
     for c in (1e-3, 0.1, 10.0, 128.0):
-        assert abs(_norm(_monge(c * g, 1.0)) / length(s, c) - 1) < 1e-13
-        np.testing.assert_allclose(_monge(g, 1.0, alpha=c), _monge(c * g, 1.0), rtol=1e-13)
-        np.testing.assert_allclose(geometry.ascent_step(c * g, 1.0), geometry.ascent_step(g, 1.0), rtol=1e-13)
+        cg = scaled(g, c)
+        assert abs(_norm(_monge(cg, 1.0)) / length(s, c) - 1) < 1e-13
+        np.testing.assert_allclose(_monge(g, 1.0, alpha=c), _monge(cg, 1.0), rtol=1e-13)
+        np.testing.assert_allclose(geometry.ascent_step(cg, 1.0), geometry.ascent_step(g, 1.0), rtol=1e-13)
     assert abs(length(30, 1) - 0.0333) < 1e-4
-    assert abs(_norm(_monge(g / s, 1.0)) - 0.5**0.5) < 1e-12  # clipped to norm 1
+    assert abs(_norm(_monge(clip * g / s, 1.0)) - 0.5**0.5) < 1e-12  # clipped to norm 1
 
 
 @mutation("a scaled rotation 1.5 Q belongs to the group", scale=1.5)
-def test_thm_msam_equivariance_group(scale: float = 1.0) -> None:
+@mutation("nothing but rotations was tried", others=(1.0, 1.0))
+def test_thm_msam_equivariance_group(scale: float = 1.0, others: tuple[float, float] = (1.5, 2.0)) -> None:
     rng = np.random.default_rng(304)
     worst_non_rigid = np.inf
     for _ in range(20):
@@ -118,7 +130,7 @@ def test_thm_msam_equivariance_group(scale: float = 1.0) -> None:
         g = rng.standard_normal(4)
         assert relative(A @ _monge(A.T @ g, 0.3), _monge(g, 0.3)) < 1e-13
         assert relative(A @ geometry.ascent_step(A.T @ g, 0.3), geometry.ascent_step(g, 0.3)) < 1e-13
-        for B in (1.5 * Q, Q @ np.diag([1.0, 1.0, 1.0, 2.0])):
+        for B in (others[0] * Q, Q @ np.diag([1.0, 1.0, 1.0, others[1]])):
             errors = [
                 relative(B @ _monge(B.T @ v, 0.3), _monge(v, 0.3)) for v in rng.standard_normal((20, 4))
             ]

@@ -169,8 +169,12 @@ def test_thm_random_probe_optimum(
 
 
 @mutation("the length of the probe is forgotten", rate=lambda eta_U, g: eta_U)
+@mutation("the filter is the whole inverse", answer=lambda w, T, a: 1 / np.asarray(w))
+@mutation("the filter is twice as high", answer=lambda w, T, a: 2 * optima.early_stopping_filter(w, T, a))
+@mutation("the filter passes nothing", answer=lambda w, T, a: np.zeros(len(w)))
 def test_thm_early_stopping_filter(
     rate: Callable[[float, Array], float] = lambda eta_U, g: eta_U * float(g @ g),
+    answer: Callable[..., Array] = optima.early_stopping_filter,
 ) -> None:
     """17 inner steps from the identity, any symmetric curvature: the filter, and a rank-one change of U."""
     rng, eta_U = np.random.default_rng(506), 0.01
@@ -178,16 +182,16 @@ def test_thm_early_stopping_filter(
         G, g = random_symmetric(rng, 6), rng.standard_normal(6)
         w, v = np.linalg.eigh(G)
         U = inner_loop(_whole("dense", np.eye(6)), g, G, steps=17, eta_U=eta_U, beta=0.0, clip=None)
-        s = v @ (optima.early_stopping_filter(w, 17, rate(eta_U, g)) * (v.T @ g))
+        s = v @ (answer(w, 17, rate(eta_U, g)) * (v.T @ g))
         assert relative(U.apply(g), s) < 1e-12
         assert relative(U.to_dense(), np.eye(6) + np.outer(s - g, g) / (g @ g)) < 1e-12
     w = np.geomspace(1e-3, 20, 200)
-    response = optima.early_stopping_filter(w, 17, 0.05)  # a w up to one
+    response = answer(w, 17, 0.05)  # a w up to one
     assert np.all(response >= np.minimum(1, 1 / w) * (1 - 1e-14))
     assert np.all(response <= np.maximum(1, 1 / w) * (1 + 1e-14))
-    assert abs(optima.early_stopping_filter([1.0], 17, 0.05)[0] - 1) < 1e-15
-    assert optima.early_stopping_filter([30.0], 17, 0.05)[0] < 1 / 30  # 1 < a w < 2 overshoots
-    assert abs(optima.early_stopping_filter([0.0], 17, 0.05)[0] - (1 + 17 * 0.05)) < 1e-14
+    assert abs(answer([1.0], 17, 0.05)[0] - 1) < 1e-15
+    assert answer([30.0], 17, 0.05)[0] < 1 / 30  # 1 < a w < 2 overshoots
+    assert abs(answer([0.0], 17, 0.05)[0] - (1 + 17 * 0.05)) < 1e-14
 
 
 @mutation("the inner loop runs to the end", steps=10**8)
@@ -273,7 +277,15 @@ def _moment(mean: Array, covariance: Array, B: int) -> Array:
 @mutation(
     "the noise of a batch is that of an example", moment=lambda mean, cov, B: np.outer(mean, mean) + cov
 )
-def test_thm_free_probes(moment: Callable[[Array, Array, int], Array] = _moment) -> None:
+@mutation("the mean of two labels shows all of the Fisher matrix", labels=1)
+@mutation("labels are drawn evenly", law=lambda pi: np.full_like(pi, 1 / 3))
+@mutation("a fitted example shows its share of the miss", odds=lambda miss: miss)
+def test_thm_free_probes(
+    moment: Callable[[Array, Array, int], Array] = _moment,
+    labels: int = 2,
+    law: Callable[[Array], Array] = lambda pi: pi,
+    odds: Callable[[float], float] = lambda miss: miss / (1 - miss),
+) -> None:
     """E g g' of a batch gradient, over all batches; the Fisher matrix under the model's labels; a fitted example."""
     network, rng, n = Network((2, 3)), np.random.default_rng(509), 4
     w, x = network.random_weights(rng), rng.standard_normal((n, 2))
@@ -289,6 +301,7 @@ def test_thm_free_probes(moment: Callable[[Array, Array, int], Array] = _moment)
         assert relative(seen, moment(mean, covariance * (n - B) / (n - 1), B)) < 1e-13
     pi = np.exp(network.states(w, x)[-1])
     pi /= pi.sum(axis=1, keepdims=True)
+    pi = law(pi)
     pairs = [
         (i, label) for i in range(n) for label in range(3)
     ]  # an input, and a label that the model has drawn
@@ -300,8 +313,8 @@ def test_thm_free_probes(moment: Callable[[Array, Array, int], Array] = _moment)
     for a, b in itertools.product(range(len(pairs)), repeat=2):
         g = (scores[a] + scores[b]) / 2
         seen += chance[a] * chance[b] * np.outer(g, g)
-    assert relative(2 * seen, F) < 1e-12
-    assert relative(2 * moment(chance @ scores, F, 2), F) < 1e-12
+    assert relative(labels * seen, F) < 1e-12
+    assert relative(labels * moment(chance @ scores, F, 2), F) < 1e-12
     two, x = Network((2, 2)), x[:1]
     for size in (0.1, 1.0, 3.0):
         w = size * two.random_weights(rng)
@@ -310,7 +323,7 @@ def test_thm_free_probes(moment: Callable[[Array, Array, int], Array] = _moment)
         for label in (0, 1):
             g, miss = two.gradient(w, x, np.array([label])), 1 - pi[label]
             F = curvature.fisher(two, w, x, route="scores")
-            assert relative(np.outer(g, g), miss / (1 - miss) * F) < 1e-10
+            assert relative(np.outer(g, g), odds(miss) * F) < 1e-10
 
 
 @mutation("the basis comes from other samples", basis=lambda own, other: other)
