@@ -211,8 +211,12 @@ def _settled(tau: float, noise: float, walk: float, drift: float) -> float:
     "the error of a memory that counts noise only",
     error=lambda tau, noise, walk, drift: noise**2 / (2 * tau - 1),
 )
+@mutation(
+    "the best memory is twice as long", best_of=lambda *given, **named: 2 * clock.best_memory(*given, **named)
+)
 def test_thm_memory_optimum(
     error: Callable[..., float] = clock.averaging_error,
+    best_of: Callable[..., float] = clock.best_memory,
 ) -> None:
     """What an average of noisy samples of a moving truth settles at, and the memory that makes it least."""
     for tau, noise, walk, drift in (
@@ -232,16 +236,16 @@ def test_thm_memory_optimum(
             squares.append(np.mean((average - truth) ** 2))
     assert np.mean(squares) == pytest.approx(error(tau, noise, walk, drift), rel=0.02)
     for noise, walk, drift in ((1.0, 0.2, 0.0), (1.0, 0.0, 0.02), (3.0, 0.1, 0.05), (1e-3, 1.0, 1.0)):
-        best = clock.best_memory(noise, walk, drift)
+        best = best_of(noise, walk, drift)
         assert (best - 1) * (walk**2 * best + drift**2 * (2 * best - 1) ** 2) == pytest.approx(
             noise**2, rel=1e-9
         )
         least = error(best, noise, walk, drift)
         assert all(error(1 + (best - 1) * f, noise, walk, drift) > least for f in (0.5, 0.9, 1.1, 2.0))
-    assert clock.best_memory(1.0, walk=0.2) == pytest.approx(0.5 + np.sqrt(0.25 + 25), rel=1e-12)
-    best = clock.best_memory(1.0, walk=0.2)
+    assert best_of(1.0, walk=0.2) == pytest.approx(0.5 + np.sqrt(0.25 + 25), rel=1e-12)
+    best = best_of(1.0, walk=0.2)
     assert error(best, 1.0, 0.2, 0.0) == pytest.approx((best - 1) * 0.04, rel=1e-12)
-    assert clock.best_memory(1.0, drift=1e-6) / 5e5 ** (2 / 3) == pytest.approx(1, abs=1e-3)
+    assert best_of(1.0, drift=1e-6) / 5e5 ** (2 / 3) == pytest.approx(1, abs=1e-3)
 
 
 SCALES = np.array([1.0, 2.0**-4, 2.0**2, 2.0**-3])  # near enough for the floor of the step to be rounding

@@ -100,18 +100,26 @@ def _share(k: float, h: Array, U: Array | None, rho: float) -> float:
 
 
 @mutation("the pit must be twice as stiff as the wall", wall=200.0)
-def test_cor_alignment_pit(wall: float = 100.0) -> None:
+@mutation("U = 1/h is no help", learned=lambda h: None)
+@mutation("the question is shared", sharp=lambda share: 0.5)
+@mutation("the limit is that of the pit alone", depth=lambda k, h: k)
+def test_cor_alignment_pit(
+    wall: float = 100.0,
+    learned: Callable[[Array], Array | None] = lambda h: 1 / h,
+    sharp: Callable[[float], float] = lambda share: min(share, 1 - share),
+    depth: Callable[[float, float], float] = lambda k, h: (k + h) / h,
+) -> None:
     """SAM's question goes into the pit iff k + h_2 > h_1; with U = 1/h it always does."""
     h = np.array([100.0, 0.1])
     for rho in (0.01, 1.0, 10.0):
         for k in (90.0, 95.0, 105.0, 110.0):
             share = _share(k, h, None, rho)
             assert (share > 0.5) == (k + h[1] > wall)
-            assert min(share, 1 - share) < 1e-9
+            assert sharp(share) < 1e-9
         for k in (0.05, 1.0, 20.0):
-            assert _share(k, h, 1 / h, rho) > 1 - 1e-9
+            assert _share(k, h, learned(h), rho) > 1 - 1e-9
     for k, eta, stable in ((20.0, 0.0099, True), (20.0, 0.01, False)):
-        q = (k + h[1]) / h[1]
+        q = depth(k, float(h[1]))
         assert (abs(1 - eta * q) < 1) == stable
 
 
@@ -207,9 +215,19 @@ def test_cex_ghost_point(rho_scale: float = 1.0) -> None:
 
 
 @mutation("at eta = 4.7 nobody leaves either", kept=(2.2, 3.0, 4.7))
-def test_cex_instability_not_escape(kept: tuple[float, ...] = (2.2, 3.0, 4.5)) -> None:
+@mutation("the cycle leaves where the arc is a half turn", arc=pi / 2)
+@mutation("the cycle moves by the whole sine", share=1.0)
+@mutation("at eta = 4.5 they leave", left=4.5)
+@mutation("SAM's radius does not count", rho=0.0)
+def test_cex_instability_not_escape(
+    kept: tuple[float, ...] = (2.2, 3.0, 4.5),
+    arc: float = pi,
+    share: float = 2.0,
+    left: float = 4.7,
+    rho: float = 0.5,
+) -> None:
     """On 1 - cos y: unstable from eta = 2, left from eta = 4.6033; the two-cycle between; the SAM scan."""
-    edge = orbits.bisect(lambda eta: sqrt(eta**2 - 1) - acos(1 / eta) < pi, 2.0, 6.0)
+    edge = orbits.bisect(lambda eta: sqrt(eta**2 - 1) - acos(1 / eta) < arc, 2.0, 6.0)
     assert abs(edge - 4.6033) < 1e-4
 
     def leaving(eta: float, rho: float = 0.0) -> float:
@@ -221,23 +239,24 @@ def test_cex_instability_not_escape(kept: tuple[float, ...] = (2.2, 3.0, 4.5)) -
             out |= np.abs(y) >= pi
         if rho == 0 and eta == 2.2:
             moved = np.abs(y[np.abs(y) > 1e-9])
-            np.testing.assert_allclose(2 * moved, eta * np.sin(moved), atol=1e-6)
+            np.testing.assert_allclose(share * moved, eta * np.sin(moved), atol=1e-6)
         return float(out.mean())
 
     assert all(leaving(eta) == 0 for eta in kept)
-    assert leaving(4.7) > 0.5
-    assert abs(1 - 1.34 * (1 + 0.5)) > 1 > abs(1 - 1.33 * (1 + 0.5))
+    assert leaving(left) > 0.5
+    assert abs(1 - 1.34 * (1 + rho)) > 1 > abs(1 - 1.33 * (1 + rho))
     assert leaving(3.0, 0.5) == 0
-    first = next(eta for eta in np.arange(1.4, 5, 0.05) if leaving(float(eta), 0.5) > 0)
+    first = next(eta for eta in np.arange(1.4, 5, 0.05) if leaving(float(eta), rho) > 0)
     assert abs(first - 4.2) < 0.06
 
 
 @mutation("U = 1", U=1.0)
-def test_cex_indefinite_preconditioner(U: float = -1.0) -> None:
+@mutation("the SAM part climbs as well", sign=-1.0)
+def test_cex_indefinite_preconditioner(U: float = -1.0, sign: float = 1.0) -> None:
     """U = -1: the gradient part climbs, the SAM part descends, g U g is negative; a metric refuses it."""
     h, rho, eta, x = 1.0, 0.3, 0.1, 1.0
     assert abs(-eta * U * h * x - 0.1) < 1e-15
-    assert abs(-eta * rho * U**2 * h**2 * x + 0.03) < 1e-15
+    assert abs(-eta * rho * U**2 * h**2 * x + sign * 0.03) < 1e-15
     assert abs(1 - eta * U * h * (1 + rho * U * h) - 1.07) < 1e-12
     assert U * h**2 < 0
     with pytest.raises(ValueError, match="positive"):

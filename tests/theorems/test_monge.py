@@ -68,8 +68,10 @@ def test_thm_monge_inverse(
 
 
 @mutation("without the root", shrink=lambda s, alpha: 1 + alpha**2 * s**2)
+@mutation("the question is SAM's", asked=lambda g, rho, alpha: geometry.ascent_step(g, rho))
 def test_thm_msam_radius_gain(
     shrink: Callable[[float, float], float] = lambda s, alpha: float(np.sqrt(1 + alpha**2 * s**2)),
+    asked: Callable[[Array, float, float], Array] = lambda g, rho, alpha: _monge(g, rho, alpha),
 ) -> None:
     rng = np.random.default_rng(302)
     for _ in range(60):
@@ -77,7 +79,7 @@ def test_thm_msam_radius_gain(
         alpha, rho = float(10.0 ** rng.uniform(-1, 1)), float(rng.uniform(0.01, 1))
         g = rng.standard_normal(d)
         g *= s / _norm(g)
-        e = _monge(g, rho, alpha)
+        e = asked(g, rho, alpha)
         G = np.eye(d) + alpha**2 * np.outer(g, g)
         dense = np.linalg.solve(G, g)
         assert relative(rho * g / (s * shrink(s, alpha)), rho * dense / np.sqrt(g @ dense)) < 1e-8

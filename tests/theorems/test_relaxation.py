@@ -108,22 +108,29 @@ def _independent(rng: np.random.Generator) -> Array:
 
 
 @mutation("correlated coordinates", uncorrelated=lambda rng: random_spd(rng, 5))
-def test_thm_multi_probe_optimum(uncorrelated: Callable[[np.random.Generator], Array] = _independent) -> None:
+@mutation("the probes' second moment does not enter", second=lambda C: np.eye(5))
+@mutation("the optima are those of half the curvature", share=0.5)
+def test_thm_multi_probe_optimum(
+    uncorrelated: Callable[[np.random.Generator], Array] = _independent,
+    second: Callable[[Array], Array] = lambda C: C,
+    share: float = 1.0,
+) -> None:
     """Dense and diagonal optima of the average objective against minimization over the probes themselves."""
     rng = np.random.default_rng(504)
     for _ in range(10):
         G, C = random_spd(rng, 5), random_spd(rng, 5)
         rows = np.sqrt(5) * np.linalg.cholesky(C).T  # five probes with second moment C
         U = rng.standard_normal((5, 5))
-        average = -np.trace(U @ C) + np.trace(U.T @ G @ U @ C) / 2
+        M = second(C)
+        average = -np.trace(U @ M) + np.trace(U.T @ G @ U @ M) / 2
         assert abs(relaxed_objective(_whole("dense", U), rows, G) - average) < 1e-12 * (1 + abs(average))
         stacked = np.vstack([np.kron(np.linalg.cholesky(G).T, row[None]) for row in rows])
         wanted = np.concatenate([np.linalg.solve(np.linalg.cholesky(G), row) for row in rows])
         dense = np.linalg.lstsq(stacked, wanted, rcond=None)[0].reshape(5, 5)
-        assert relative(optima.dense_optimum(G), dense) < 1e-8
+        assert relative(optima.dense_optimum(share * G), dense) < 1e-8
         hessian = np.mean([np.diag(row) @ G @ np.diag(row) for row in rows], axis=0)
         diagonal = np.linalg.solve(hessian, np.mean(rows**2, axis=0))
-        assert relative(optima.diagonal_optimum(G, C), diagonal) < 1e-10
+        assert relative(optima.diagonal_optimum(G, M), diagonal) < 1e-10
         assert relative(optima.diagonal_optimum(G, uncorrelated(rng)), 1 / np.diag(G)) < 1e-12
 
 
@@ -137,8 +144,14 @@ def _one(rng: np.random.Generator, law: str, count: int, d: int) -> Array:
 
 
 @mutation("one fixed probe", draw=_one)
+@mutation("the optima are those of half the curvature", share=0.5)
+@mutation("the least is not at the optimum", about=(0.998, 0.999, 1.0))
+@mutation("blocks lose nothing", sizes=(8,))
 def test_thm_random_probe_optimum(
     draw: Callable[[np.random.Generator, str, int, int], Array] = _draw,
+    share: float = 1.0,
+    about: tuple[float, float, float] = (0.999, 1.0, 1.001),
+    sizes: tuple[int, ...] = (3, 5),
 ) -> None:
     """Probes with E v v' = I, Gaussian or signs: the average objective, and its optimum in each shape."""
     rng, d = np.random.default_rng(505), 8
@@ -156,15 +169,15 @@ def test_thm_random_probe_optimum(
             kept.append(entry)
         assert relative(np.mean(kept[1000:], axis=0), optima.diagonal_optimum(G)) < 0.03
     white = np.sqrt(d) * np.eye(d)  # a set of probes whose second moment is I exactly
-    u = optima.scalar_optimum(G)
+    u = optima.scalar_optimum(share * G)
     assert abs(u - d / np.trace(G)) < 1e-14
-    around = [relaxed_objective(_whole("dense", c * u * np.eye(d)), white, G) for c in (0.999, 1.0, 1.001)]
+    around = [relaxed_objective(_whole("dense", c * u * np.eye(d)), white, G) for c in about]
     assert min(around) == around[1]
-    blocks = optima.block_optimum(G, (3, 5))
+    blocks = optima.block_optimum(share * G, sizes)
     residual = G @ blocks - np.eye(d)
     assert max(np.abs(residual[:3, :3]).max(), np.abs(residual[3:, 3:]).max()) < 1e-13
     assert relative(blocks, optima.dense_optimum(G)) > 0.1
-    (slope,) = relaxed_gradient(_whole("dense", optima.dense_optimum(G)), white, G)
+    (slope,) = relaxed_gradient(_whole("dense", optima.dense_optimum(share * G)), white, G)
     assert np.abs(slope["U"]).max() < 1e-13
 
 
@@ -226,20 +239,24 @@ def test_prop_sum_mean_scale(total: Callable[[int, Array], Array] = lambda n, G:
 
 
 @mutation("the size of the micro-batch is forgotten", scale=lambda m: 1.0)
-def test_cor_closed_form(scale: Callable[[int], float] = float) -> None:
+@mutation("the distance counts whole", half=1.0)
+@mutation("the rates are the roots", power=0.5)
+def test_cor_closed_form(
+    scale: Callable[[int], float] = float, half: float = 0.5, power: float = 1.0
+) -> None:
     """White probes, U = E diag(d) E': the minimizer is 1/diag(E'GE), and sampled labels estimate it."""
     rng = np.random.default_rng(508)
     G, E = random_spd(rng, 6), np.linalg.qr(rng.standard_normal((6, 6)))[0]
     w, v = np.linalg.eigh(G)
     root, inverse_root = v * np.sqrt(w) @ v.T, v / np.sqrt(w) @ v.T
-    d = 1 / np.diag(E.T @ G @ E)
+    d = np.diag(E.T @ G @ E) ** -power
 
     def average(U: Array) -> float:
         return relaxed_objective(_whole("dense", U), np.sqrt(6) * np.eye(6), G)
 
     for entries in (d, *(d * np.exp(0.1 * rng.standard_normal((5, 6))))):
         U = E * entries @ E.T
-        distance = np.sum((root @ U - inverse_root) ** 2) / 2 - np.trace(inverse_root @ inverse_root) / 2
+        distance = np.sum((root @ U - inverse_root) ** 2) * half - np.trace(inverse_root @ inverse_root) / 2
         assert abs(average(U) - distance) < 1e-12 * (1 + abs(distance))
         assert average(U) >= average(E * d @ E.T)
     network, shapes, m = Network((2, 3)), [(3, 2), (3,)], 2
@@ -327,7 +344,17 @@ def test_thm_free_probes(
 
 
 @mutation("the basis comes from other samples", basis=lambda own, other: other)
-def test_prop_basis_bias(basis: Callable[[Array, Array], Array] = lambda own, other: own) -> None:
+@mutation("the truth in that basis is as large as the samples", measured="own")
+@mutation("the whole is too large as well", whole=1.1)
+@mutation("one sample shows its own squares", squared=lambda values: np.sort(values)[::-1] ** 1)
+@mutation("something is left beside", beside=0)
+def test_prop_basis_bias(
+    basis: Callable[[Array, Array], Array] = lambda own, other: own,
+    measured: str = "truth",
+    whole: float = 1.0,
+    squared: Callable[[Array], Array] = lambda values: values**2,
+    beside: int | None = None,
+) -> None:
     """In the eigenbasis of its own samples the leading curvature comes out too large, the trailing too small."""
     rng = np.random.default_rng(510)
     G = np.diag([4.0, 2.0, 1.0, 1.0, 0.5, 0.5])
@@ -338,11 +365,11 @@ def test_prop_basis_bias(basis: Callable[[Array, Array], Array] = lambda own, ot
         S, E = own @ own.T / k, np.linalg.eigh(basis(own, other) @ basis(own, other).T)[1][:, ::-1]
         total["own"] += np.diag(E.T @ S @ E) / draws
         total["truth"] += np.diag(E.T @ G @ E) / draws
-    seen, truth = (np.cumsum(total[name]) for name in ("own", "truth"))
+    seen, truth = (np.cumsum(total[name]) for name in ("own", measured))
     largest = np.cumsum(np.diag(G))
     assert np.all(seen[:-1] > 1.02 * largest[:-1])  # strictly: three standard errors are about .02
     assert np.all(truth[:-1] <= largest[:-1])
-    assert abs(seen[-1] / largest[-1] - 1) < 0.02
+    assert abs(seen[-1] / largest[-1] - whole) < 0.02
     assert seen[0] / truth[0] > 1.3
     assert total["own"][-1] / total["truth"][-1] < 0.5
     for shape in (
@@ -355,5 +382,6 @@ def test_prop_basis_bias(basis: Callable[[Array, Array], Array] = lambda own, ot
         )
         c = np.sort(state.estimates[0].c.ravel())[::-1]
         singular = np.linalg.svd(v, compute_uv=False)
-        assert relative(c[: len(singular)], singular**2) < 1e-5
-        assert np.max(c[len(singular) :]) < 1e-12 * c[0]
+        assert relative(c[: len(singular)], squared(singular)) < 1e-5
+        first = len(singular) if beside is None else beside
+        assert np.max(c[first:]) < 1e-12 * c[0]

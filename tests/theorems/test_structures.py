@@ -186,7 +186,15 @@ def _definite(matrix: Array) -> bool:
 
 
 @mutation("a positive trace", positive=lambda matrix: bool(np.trace(matrix) > 0))
-def test_prop_structure_positivity(positive: Callable[[Array], bool] = _definite) -> None:
+@mutation("the number of negative rates does not decide", negative=lambda D: 0)
+@mutation("positive eigenvalues make a positive U", corner=0.0)
+@mutation("structures are positive by themselves", by_construction=False)
+def test_prop_structure_positivity(
+    positive: Callable[[Array], bool] = _definite,
+    negative: Callable[[Array], int] = lambda D: int(np.sum(D < 0)),
+    corner: float = 10.0,
+    by_construction: bool = True,
+) -> None:
     rng = np.random.default_rng(525)
     pairs: list[Pair] = [(random_symmetric(rng, 2), random_symmetric(rng, 3)) for _ in range(50)]
     definite = [(random_spd(rng, 2), random_spd(rng, 3)) for _ in range(3)]
@@ -199,12 +207,12 @@ def test_prop_structure_positivity(positive: Callable[[Array], bool] = _definite
         factors = {"E_Psi": rng.standard_normal((2, 2)), "E_Phi": rng.standard_normal((3, 3))}
         D = rng.standard_normal((2, 3))
         spectrum = np.linalg.eigvalsh(EKFAC().to_dense({**factors, "D": D}, (2, 3)))
-        assert np.sum(spectrum < 0) == np.sum(D < 0)
-    skew, g = np.array([[1.0, 10.0], [0.0, 1.0]]), np.array([1.0, -1.0])
-    assert np.all(np.linalg.eigvals(skew) > 0)
+        assert np.sum(spectrum < 0) == negative(D)
+    skew, g = np.array([[1.0, corner], [0.0, 1.0]]), np.array([1.0, -1.0])
+    require(np.all(np.linalg.eigvals(skew) > 0), "its eigenvalues are positive")
     assert g @ _one_block("kronecker", (2, 1), Phi=np.eye(1), Psi=skew).apply(g) == -8
     for name in NAMES:
-        dense = random_preconditioner(name, rng, positive=True).to_dense()
+        dense = random_preconditioner(name, rng, positive=by_construction).to_dense()
         assert _definite((dense + dense.T) / 2)
 
 

@@ -56,7 +56,16 @@ def test_thm_frozen_metric_is_sam(length: Callable[[Array, Array], float] = _met
 
 
 @mutation("U scaled by c scales the metric step by c", scaling=lambda c: c)
-def test_prop_norm_choice(scaling: Callable[[float], float] = lambda c: float(np.sqrt(c))) -> None:
+@mutation("the ratio is that of the lengths", ratio=lambda U, g: np.linalg.norm(U @ g) / np.linalg.norm(g))
+@mutation(
+    "the ratio is ten times as large", ratio=lambda U, g: 10 * np.linalg.norm(U @ g) / np.sqrt(g @ U @ g)
+)
+@mutation("the Euclidean step is the metric one", one="dual")
+def test_prop_norm_choice(
+    scaling: Callable[[float], float] = lambda c: float(np.sqrt(c)),
+    ratio: Callable[[Array, Array], float] = lambda U, g: float(np.linalg.norm(U @ g) / np.sqrt(g @ U @ g)),
+    one: str = "euclidean",
+) -> None:
     """Metric against Euclidean normalization: ratio, bounds on the ratio, and what scaling U does to each."""
     rng = np.random.default_rng(502)
     for _ in range(40):
@@ -64,8 +73,8 @@ def test_prop_norm_choice(scaling: Callable[[float], float] = lambda c: float(np
         U, g = _random_spd(rng, d), rng.standard_normal(d)
         metric, scaled = geometry.Preconditioned(U), geometry.Preconditioned(c * U)
         dual = geometry.ascent_step(g, rho, metric, norm="dual")
-        euclidean = geometry.ascent_step(g, rho, metric, norm="euclidean")
-        k = np.linalg.norm(U @ g) / np.sqrt(g @ U @ g)
+        euclidean = geometry.ascent_step(g, rho, metric, norm=one)
+        k = ratio(U, g)
         np.testing.assert_allclose(dual, k * euclidean, rtol=1e-12)
         values = np.linalg.eigvalsh(U)
         assert np.sqrt(values[0]) * (1 - 1e-12) <= k <= np.sqrt(values[-1]) * (1 + 1e-12)
