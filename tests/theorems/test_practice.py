@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -45,9 +45,22 @@ def _bits(w: Tensor) -> Tensor:
     return w.detach().view(BITS[w.dtype]).clone()
 
 
+def _nowhere(opt: SAM) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@contextmanager
+def _in_silence(opt: SAM) -> Iterator[None]:
+    with suppress(BaseException), opt.perturbed():
+        yield
+
+
 @mutation("what was added is subtracted again", inside=_subtracted_again)
+@mutation("the weights stay where they are", inside=_nowhere)
+@mutation("an error is swallowed", inside=_in_silence)
+@mutation("adding and subtracting errs by half of the bound", slack=0.5)
 def test_prop_restoration_exact(
-    inside: Callable[[SAM], AbstractContextManager[None]] = SAM.perturbed,
+    inside: Callable[[SAM], AbstractContextManager[None]] = SAM.perturbed, slack: float = 1.0
 ) -> None:
     """Every bit is back in every format, after overflow and errors; add and subtract errs as bounded."""
     generator = torch.Generator().manual_seed(209)
@@ -73,7 +86,8 @@ def test_prop_restoration_exact(
         back = (home + epsilon) - epsilon
         bound = u * (1 + u) * (home.double() + epsilon.double()).abs() + u * home.double().abs()
         share = ((back.double() - home.double()) / bound).abs()
-        require(0.5 <= float(share.max()) <= 1.0, "rounding loses digits")
+        assert float(share.max()) <= slack
+        require(float(share.max()) > 0.5, "the bound is near")
         require(0.1 <= float((share > 0).double().mean()) <= 0.9, "of a part of the weights")
 
 

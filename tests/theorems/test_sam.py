@@ -74,8 +74,10 @@ def _first_order(g: Array, H: Array, rho: float, G: Array) -> Array:
     "clipping each entry of the gradient changes nothing",
     clip=lambda g, limit: np.clip(g, -limit, limit),
 )
+@mutation("a shift of the gradient changes nothing", moved=lambda g, scale: g + scale)
 def test_prop_ascent_scale_free(
     clip: Callable[[Array, float], Array] = lambda g, limit: g * min(1.0, limit / float(np.linalg.norm(g))),
+    moved: Callable[[Array, float], Array] = lambda g, scale: scale * g,
 ) -> None:
     """The loss's scale and norm clipping leave SAM's epsilon alone; unnormalized SAM follows both."""
     rng = np.random.default_rng(201)
@@ -86,7 +88,7 @@ def test_prop_ascent_scale_free(
         for ruler in (geometry.Euclidean(), metric):
             epsilon = geometry.ascent_step(g, rho, ruler)
             for scale in (1e-4, 1e-2, 1.0, 1e2, 1e5):
-                scaled = geometry.ascent_step(scale * g, rho, ruler)
+                scaled = geometry.ascent_step(moved(g, scale), rho, ruler)
                 np.testing.assert_allclose(scaled, epsilon, rtol=1e-14, atol=1e-14)
             np.testing.assert_allclose(
                 geometry.ascent_step(clip(g, limit), rho, ruler), epsilon, rtol=1e-14, atol=1e-14
@@ -205,7 +207,7 @@ def test_thm_sam_two_cycle(amplitude: Callable[..., float] = stability.sam_cycle
     angles, radii = np.meshgrid(np.linspace(0.05, np.pi / 2 - 0.05, 60), np.geomspace(1e-3, 1.0, 300))
     grid = radii[..., None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     residual = np.linalg.norm(dynamics.step(dynamics.sam(eta, RHO), plane, grid) + grid, axis=-1) / radii
-    require(residual.min() >= 1e-3, "no run is a cycle yet")
+    assert residual.min() >= 1e-3
 
 
 @mutation(
@@ -235,15 +237,19 @@ def test_thm_sam_cycle_stability(multiplier: Callable[..., float] = stability.cy
 
 
 @mutation("floor rho^2 h / 2", floor=lambda h, eta, rho: rho**2 * h / 2)
-def test_cor_sam_loss_floor(floor: Callable[..., float] = stability.sam_loss_floor) -> None:
+@mutation("the neighbor is as low as the cycle", at_neighbor=stability.sam_loss_floor)
+def test_cor_sam_loss_floor(
+    floor: Callable[..., float] = stability.sam_loss_floor,
+    at_neighbor: Callable[..., float] = stability.sam_neighbor_floor,
+) -> None:
     """The loss on the cycle, the loss at the neighbor, and how each behaves as eta falls."""
     h, eta = 4.0, 0.1
     bowl, method = landscapes.bowl(np.array([h, 1.0])), dynamics.sam(eta, RHO)
     w = dynamics.trajectory(method, bowl, np.array([1.0, 0.7]), 2000)[-1]
     assert bowl.value(w) == pytest.approx(floor(h, eta, RHO), rel=1e-9)
     neighbor = w + dynamics.perturbation(method, bowl.gradient(w))
-    assert bowl.value(neighbor) == pytest.approx(stability.sam_neighbor_floor(h, eta, RHO), rel=1e-9)
-    assert stability.sam_neighbor_floor(h, 1e-9, RHO) == pytest.approx(RHO**2 * h / 2, rel=1e-8)
+    assert bowl.value(neighbor) == pytest.approx(at_neighbor(h, eta, RHO), rel=1e-9)
+    assert at_neighbor(h, 1e-9, RHO) == pytest.approx(RHO**2 * h / 2, rel=1e-8)
     ratio = floor(h, eta, RHO) / floor(h, eta / 10, RHO)
     assert ratio == pytest.approx(100 * ((2 - eta * h / 10) / (2 - eta * h)) ** 2, abs=1e-6)
 
@@ -308,7 +314,10 @@ def test_cex_sam_momentum_four_cycle(
 
 
 @mutation("the edge 2 / eta of gradient descent", edge=lambda eta, rho: 2 / eta)
-def test_thm_usam_edge(edge: Callable[[float, float], float] = stability.contrast_limit) -> None:
+@mutation("it is at the minimum after three steps", steps=3)
+def test_thm_usam_edge(
+    edge: Callable[[float, float], float] = stability.contrast_limit, steps: int = 3000
+) -> None:
     """Unnormalized SAM shrinks just below the edge, grows just above it, and ends at the minimum below it."""
     rng = np.random.default_rng(207)
     for _ in range(200):
@@ -319,5 +328,5 @@ def test_thm_usam_edge(edge: Callable[[float, float], float] = stability.contras
             end = dynamics.trajectory(dynamics.unnormalized_sam(eta, rho), bowl, np.array([1.0]), 20)[-1, 0]
             assert (abs(end) < 1) == (factor < 1)
     bowl, start = landscapes.bowl(CURVATURES), np.ones(4)
-    end = dynamics.trajectory(dynamics.unnormalized_sam(0.1, RHO), bowl, start, 3000)[-1]
+    end = dynamics.trajectory(dynamics.unnormalized_sam(0.1, RHO), bowl, start, steps)[-1]
     assert np.linalg.norm(end) <= 1e-30

@@ -237,9 +237,12 @@ def _outer_only(h: Array, U: float, rho: float) -> Array:
     "preconditioning the step only is the same as preconditioning both",
     outer_only=lambda h, U, rho: U * h * (1 + rho * U * h),
 )
-def test_prop_pothole_ablations(outer_only: Callable[[Array, float, float], Array] = _outer_only) -> None:
+@mutation("with U = 1 it matters where U stands", U=1.0)
+def test_prop_pothole_ablations(
+    outer_only: Callable[[Array, float, float], Array] = _outer_only, U: float = 4.0
+) -> None:
     """Four places for U, four limits: found by simulation and compared with the formulas."""
-    eta, rho, U = 0.05, 0.4, 4.0
+    eta, rho = 0.05, 0.4
     formulas: dict[str, Callable[[Array], Array]] = {
         "neither": lambda h: h * (1 + rho * h),
         "step": lambda h: outer_only(h, U, rho),
