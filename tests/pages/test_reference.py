@@ -23,7 +23,17 @@ MODULES = {package: API.public_modules(package) for package in PAGES}
 PUBLIC = [f"{package}.{module}" for package, modules in MODULES.items() for module in modules]
 # What users of the optimizers call, beside the names at the top: to take curvature products, to say which
 # likelihood labels have, to shape U, to write a metric, to read a report. Everything else in ``optim`` is private.
-SURFACE = {"batchnorm", "curvature", "likelihood", "llqr", "metric", "preconditioner", "sam", "structures"}
+SURFACE = {
+    "batchnorm",
+    "budget",
+    "curvature",
+    "likelihood",
+    "llqr",
+    "metric",
+    "preconditioner",
+    "sam",
+    "structures",
+}
 
 
 def test_the_surface_of_optim_is_what_users_call() -> None:
