@@ -47,15 +47,15 @@ class Uses(NamedTuple):
     chapters: Mapping[str, Mapping[str, int]]
 
 
-def blocks(text: str) -> list[tuple[str, str]]:
-    """Statements and proofs of a page, in order: the kind of the directive, and what stands in it."""
+def blocks(text: str) -> list[tuple[str, str, str]]:
+    """Statements and proofs of a page, in order: the kind of the directive, its title, and what stands in it."""
     found = []
     lines = text.splitlines()
     for start, line in enumerate(lines):
         fence = FENCE.match(line)
         if fence and fence[2].startswith("prf:") and fence[2] != "prf:ref":
             end = next(i for i in range(start + 1, len(lines)) if lines[i].strip() == fence[1])
-            found.append((fence[2].removeprefix("prf:"), "\n".join(lines[start + 1 : end])))
+            found.append((fence[2].removeprefix("prf:"), fence[3], "\n".join(lines[start + 1 : end])))
     return found
 
 
@@ -67,7 +67,7 @@ def read(sources: Mapping[str, str]) -> Uses:
     for page, text in sources.items():
         home |= dict.fromkeys([*LABEL.findall(text), *CHAPTER.findall(text)], page)
         last = ""
-        for kind, content in blocks(text):
+        for kind, _, content in blocks(text):
             if kind != "proof":
                 last, *equations = LABEL.findall(content)
                 raw[last] = (page, [])

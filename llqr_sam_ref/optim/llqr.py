@@ -490,10 +490,10 @@ class LLQR(OptimizerWrapper):
             self._blocks()  # no gradient will ever come where the model has lost them all: this says so
         with torch.no_grad():
             learned = self._preconditioner()
+            momentum.settle(learned.stacks, self.base, self.own, riding=self._riding)
             if self._config.acts_on == "update":
                 self._step_by_update(learned, parameters, seen)
             else:
-                momentum.settle(learned.stacks, self.base, self.own, riding=False)
                 self._step_by_gradient(learned, parameters)
         if counts:
             steps = int(self.param_groups[0]["llqr_steps"]) + 1
@@ -516,7 +516,6 @@ class LLQR(OptimizerWrapper):
         """
         self._check_dense(parameters)
         weights = local_tensors(parameters)
-        momentum.settle(learned.stacks, self.base, self.own, riding=self._riding)
         with ExitStack() as borrowed:
             if self._riding:
                 g = dict(zip(parameters, self._gradients(parameters), strict=True))

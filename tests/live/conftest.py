@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 
 from tests import rendered
-from tests.site.browser import launch
+from tests.site.conftest import browser as browser  # the same Chromium
 
 CELL = """([index]) => {
     const output = document.querySelectorAll('div.cell')[index].querySelector(':scope > .cell_output');
@@ -98,15 +98,6 @@ class Quiet(SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """No line for each request."""
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """A running Chromium."""
-    with sync_playwright() as playwright:
-        running = launch(playwright)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="session")

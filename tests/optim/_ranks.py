@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
 
 SECONDS = 60  # a rank that waits for one that will never come is ended after so long
@@ -46,6 +49,21 @@ def run_on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) 
                     process.kill()
                 raise TimeoutError(f"{function.__name__} on {ranks} ranks took more than {SECONDS} s")
         return [torch.load(Path(folder) / f"result{rank}", weights_only=False) for rank in range(ranks)]
+
+
+def sharded(model: nn.Sequential) -> nn.Module:
+    """A model whose parameters two ranks hold a part of each (FSDP2), layer by layer."""
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def whole(tensor: Any) -> Tensor:
+    """A copy of a tensor, gathered where it is sharded."""
+    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found.detach().clone()
 
 
 def _work(

@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
@@ -23,7 +21,8 @@ from llqr_sam_ref.optim.preconditioner import closed_form
 from llqr_sam_ref.optim.preconditioner.closed_form import eigenbasis as estimate_eigenbasis
 from llqr_sam_ref.optim.preconditioner.report import BlockReport
 from llqr_sam_ref.optim.probes import batch as probe_batch
-from tests.optim._ranks import run_on_ranks
+from tests.optim import _ranks
+from tests.optim._ranks import run_on_ranks, whole
 from tests.optim._training import backward, same
 
 STEPS = 6
@@ -88,13 +87,8 @@ def train(
             return backward(loss_fn(model(x), y))
 
         opt.step(closure)
-        path.append(torch.cat([_whole(p).reshape(-1) for p in model.parameters()]))
+        path.append(torch.cat([whole(p).reshape(-1) for p in model.parameters()]))
     return inner, path
-
-
-def _whole(tensor: Any) -> Tensor:
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().clone()
 
 
 def half(rank: int) -> Callable[[Tensor], Tensor]:
@@ -126,12 +120,7 @@ def on_a_rank(rank: int) -> dict[str, Any]:
 
 
 def sharded(dtype: torch.dtype = torch.float64) -> nn.Module:
-    model = network().to(dtype)
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    return model
+    return _ranks.sharded(network().to(dtype))
 
 
 def gradients_stay(rank: int) -> bool:
@@ -143,12 +132,10 @@ def gradients_stay(rank: int) -> bool:
     x, y = map(half(rank), batch(0))
     backward(nn.functional.cross_entropy(model(x), y))
     before = [p.grad for p in model.parameters()]
-    values = [_whole(g) for g in before]
+    values = [whole(g) for g in before]
     opt.refit(x, y)
     after = [p.grad for p in model.parameters()]
-    return all(a is b for a, b in zip(before, after, strict=True)) and same(
-        values, [_whole(g) for g in after]
-    )
+    return all(a is b for a, b in zip(before, after, strict=True)) and same(values, [whole(g) for g in after])
 
 
 def autocast_stays_out(rank: int) -> bool:
@@ -165,7 +152,7 @@ def autocast_stays_out(rank: int) -> bool:
         x, y = map(half(rank), batch(0))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             opt.refit(x.float(), y)
-        found.append([_whole(entries["d"]) for entries in opt.own.values()])
+        found.append([whole(entries["d"]) for entries in opt.own.values()])
     return same(*found)
 
 
@@ -192,7 +179,7 @@ def sharded_resume(rank: int, *, full: bool | None) -> bool:
         x, y = map(half(rank), batch(51))
         backward(nn.functional.cross_entropy(one(x), y))
         other.step()
-    return same([_whole(p) for p in model.parameters()], [_whole(p) for p in twin.parameters()])
+    return same([whole(p) for p in model.parameters()], [whole(p) for p in twin.parameters()])
 
 
 def sharded_report(rank: int) -> list[BlockReport]:
@@ -320,7 +307,7 @@ def test_sharded_refits_leave_the_gradients_and_resume(two: list[dict[str, Any]]
 
 
 @pytest.mark.usefixtures("interleaved_uniforms")
-def test_a_sharded_report_is_that_of_the_whole(two: list[dict[str, Any]]) -> None:
+def test_a_sharded_report_is_that_of_thewhole(two: list[dict[str, Any]]) -> None:
     opt, _ = train(network(), DEFAULT.replace(structure="diagonal"), 0.0, interleaved)
     x, y = batch(0)
     opt.zero_grad()
@@ -339,7 +326,7 @@ def test_every_rank_makes_its_share_of_the_bases_and_all_take_them(two: list[dic
     assert some == others == renewals * 2  # of two matrices with two sides each
 
 
-def test_portions_are_disjoint_and_whole() -> None:
+def test_portions_are_disjoint_andwhole() -> None:
     for count, turn, size in ((1, 0, 2), (1, 1, 2), (7, 2, 3), (8, 5, 4)):
         parts = [Ranks(None, rank, size).portion(count, turn) for rank in range(size)]
         assert sorted(i for part in parts for i in range(count)[part]) == list(range(count))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import SGD
 
@@ -22,7 +21,7 @@ from llqr_sam_ref.config import LLQRConfig
 from llqr_sam_ref.optim import LLQR, SAM
 from llqr_sam_ref.optim.structures import EKFAC, Cut
 from llqr_sam_ref.optim.structures.side import Side, make_side
-from tests.optim._ranks import run_on_ranks
+from tests.optim._ranks import run_on_ranks, sharded, whole
 from tests.optim._training import backward, same
 
 STEPS = 12
@@ -40,14 +39,6 @@ def network(middle: int = 8) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, middle), nn.Tanh(), nn.Linear(middle, 8)).double()
 
 
-def sharded(model: nn.Sequential) -> nn.Module:
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    return model
-
-
 def batch(t: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(t)
     x = torch.randn(16, 4, generator=generator, dtype=torch.float64)
@@ -56,11 +47,6 @@ def batch(t: int) -> tuple[Tensor, Tensor]:
 
 def half(whole: Tensor, rank: int | None) -> Tensor:
     return whole if rank is None else whole.chunk(2)[rank]
-
-
-def whole(tensor: Any) -> Tensor:
-    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return found.detach().clone()
 
 
 def walk(model: nn.Module, opt: Any, steps: range, rank: int | None) -> list[Tensor]:

@@ -109,9 +109,9 @@ def test_rotation_is_undone_by_orthogonal_bases() -> None:
     for name in ("E_Psi", "E_Phi"):
         arrays[name] = torch.linalg.qr(arrays[name] + 0.5 * normal(*arrays[name].shape)).Q
     X = normal(2, 3, 4)
-    turned = structure.rotate(arrays, X)  # type: ignore[attr-defined]
+    turned = structure.in_bases(arrays, X)
     assert torch.allclose(turned, arrays["E_Psi"].mT @ X @ arrays["E_Phi"], rtol=0, atol=1e-14)
-    assert torch.allclose(structure.unrotate(arrays, turned), X, rtol=0, atol=1e-14)  # type: ignore[attr-defined]
+    assert torch.allclose(structure.out_of_bases(arrays, turned), X, rtol=0, atol=1e-14)
 
 
 def test_counts_of_a_wide_convolution() -> None:

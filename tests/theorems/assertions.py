@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from types import CodeType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -146,7 +147,7 @@ def _compared(test: ast.expr) -> list[ast.expr]:
 
 
 @cache
-def _compiled(test: Callable[..., None]) -> tuple[ast.Module, tuple[Assertion, ...]]:
+def _compiled(test: Callable[..., None]) -> tuple[CodeType, tuple[Assertion, ...]]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(test)))
     (function,) = tree.body
     assert isinstance(function, ast.FunctionDef)
@@ -156,7 +157,8 @@ def _compiled(test: Callable[..., None]) -> tuple[ast.Module, tuple[Assertion, .
     function.args.kw_defaults = [None] * len(function.args.kwonlyargs)
     noting = _Noting()
     changed = ast.fix_missing_locations(noting.visit(tree))
-    return changed, tuple(noting.assertions)
+    code: CodeType = compile(changed, inspect.getsourcefile(test) or "", "exec")
+    return code, tuple(noting.assertions)
 
 
 def assertions(test: Callable[..., None]) -> tuple[Assertion, ...]:
@@ -174,10 +176,10 @@ def outcomes(test: Callable[..., None], replacements: Mapping[str, Any]) -> Outc
     Returns:
         What every assertion came to.
     """
-    tree, _ = _compiled(test)
+    code, _ = _compiled(test)
     found = Outcomes()
     names = {**test.__globals__, "__note__": found}
-    exec(compile(tree, inspect.getsourcefile(test) or "", "exec"), names)
+    exec(code, names)
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(test).parameters.items()

@@ -14,33 +14,31 @@ import ast
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+from tests import rendered
 from tests.theorems.assertions import HELD, assertions, outcomes
 from tests.theorems.catalogue import FOLDER, MUTATIONS, label_of, test_modules
 
 FILE = FOLDER / "statements.json"
 BOOK = FOLDER.parents[1] / "book"
-STATEMENT = re.compile(
-    r"^(?P<fence>`{3,}|:{3,})\{prf:(?P<kind>[a-z]+)\}(?P<rest>.*?)^(?P=fence)$",
-    re.DOTALL | re.MULTILINE,
-)
-LABEL = re.compile(r"^:label: ([\w-]+)$", re.MULTILINE)
+USES = rendered.extension("uses")
 
 
 def statements() -> dict[str, str]:
     """The text of every labeled statement on the book's pages, white space apart."""
     found = {}
     for page in sorted(BOOK.rglob("*.md")):
-        for match in STATEMENT.finditer(page.read_text(encoding="utf-8")):
-            label = LABEL.search(match["rest"])
-            if label:
-                found[label[1]] = " ".join(f"{match['kind']} {match['rest']}".split())
+        for kind, title, content in USES.blocks(page.read_text(encoding="utf-8")):
+            label = USES.LABEL.search(content)
+            if kind != "proof" and label:
+                found[label[1]] = " ".join(f"{kind} {title} {content}".split())
     return found
 
 
+@cache
 def tests() -> dict[str, Callable[..., None]]:
     """Every theorem's test by the label of its statement."""
     return {

@@ -77,7 +77,7 @@ def refit_closed_form(
     ])
     if keep:
         for stack, Y, good in zip(stacks, seen, usable, strict=True):
-            stack.seen = poisoned(Y[:, 0], good)
+            stack.seen = poisoned(Y[:, 0], good) if stack.can_ride else None
     gain_decay = decay(solver.curvature_memory, every)
     for stack, sample, good, new in zip(stacks, samples, usable, renewed, strict=True):
         _lerp(stack.kept["c"], sample, average_gain(gain_decay, stack.refits + 1), good)

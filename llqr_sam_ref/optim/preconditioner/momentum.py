@@ -86,24 +86,25 @@ def leave(before: Preconditioner, now: Sequence[Block], base: Optimizer, own: Ow
     """
     there = {block.head: block.structure for block in now}
     for stack in before.stacks:
-        gone = {
-            block.names[0]: m
+        momenta = in_bases_of(stack, base)
+        left = [
+            block
             for block in stack.blocks
-            if block.head.requires_grad and there.get(block.head) != stack.structure
-            for m in _momenta(stack, base, block.names[0]).values()
-        }
-        if stack.riding and gone:
+            if block.head.requires_grad
+            and there.get(block.head) != stack.structure
+            and block.names[0] in momenta
+        ]
+        gone = {block.names[0]: momenta[block.names[0]] for block in left}
+        if gone:
             stack.write(gone, stack.out_of_bases(gone))
-            for block in stack.blocks:
-                if block.names[0] in gone and block.head in own:
-                    own[block.head]["riding"] = 0
+        for block in left:
+            if block.head in own:
+                own[block.head]["riding"] = 0
 
 
-def _momenta(stack: Stack, base: Optimizer, only: str | None = None) -> Vector:
+def _momenta(stack: Stack, base: Optimizer) -> Vector:
     found: dict[str, Any] = {
-        block.names[0]: base.state.get(block.head, {}).get(BUFFER)
-        for block in stack.blocks
-        if only in {None, block.names[0]}
+        block.names[0]: base.state.get(block.head, {}).get(BUFFER) for block in stack.blocks
     }
     there = {name: m for name, m in found.items() if isinstance(m, Tensor)}
     return dict(zip(there, local_tensors(list(there.values())), strict=True))

@@ -336,9 +336,9 @@ class Structure(ABC):
         )
 
 
-def sum_of_squares(V: Float[Tensor, "b k ..."], weight: float, own: bool = False) -> Float[Tensor, "b ..."]:
-    """Weight sum_j V_j^{o2}, without a pass that changes nothing; V may be overwritten if it is one's own."""
-    squares = V.square_() if own else V.square()
+def sum_of_squares(V: Float[Tensor, "b k ..."], weight: float) -> Float[Tensor, "b ..."]:
+    """Weight sum_j V_j^{o2}, without a pass that changes nothing."""
+    squares = V.square()
     return times(squares.squeeze(1) if V.shape[1] == 1 else squares.sum(1), weight)
 
 

@@ -43,15 +43,15 @@ class EKFAC(TwoSided):
         scales = sum(math.prod(shape) for n, shape in self.array_shapes().items() if n in self.scales)
         return Cost(2 * product + self.size, 4 * product + 4 * self.size, bases + scales)
 
-    def rotate(self, factors: Factors, X: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
+    def in_bases(self, arrays: Factors, X: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
         """E_Psi^T X E_Phi: X in the bases."""
         return self.psi.left_transposed(  # the right side first: its blocks leave columns apart in memory
-            factors.get("E_Psi"), self.phi.right_transposed(X, factors.get("E_Phi"))
+            arrays.get("E_Psi"), self.phi.right_transposed(X, arrays.get("E_Phi"))
         )
 
-    def unrotate(self, factors: Factors, Y: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
+    def out_of_bases(self, arrays: Factors, Y: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
         """E_Psi Y E_Phi^T: back from the bases."""
-        return self.psi.left(factors.get("E_Psi"), self.phi.right(Y, factors.get("E_Phi")))
+        return self.psi.left(arrays.get("E_Psi"), self.phi.right(Y, arrays.get("E_Phi")))
 
     def _D(self, factors: Factors) -> Tensor:
         return factors["D"]
@@ -60,19 +60,11 @@ class EKFAC(TwoSided):
         return {"D": dD}
 
     def _apply(self, factors: Factors, X: Tensor) -> Tensor:
-        return self.unrotate(factors, self._D(factors) * self.rotate(factors, X))
-
-    def in_bases(self, arrays: Factors, X: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
-        """E_Psi^T X E_Phi."""
-        return self.rotate(arrays, X)
-
-    def out_of_bases(self, arrays: Factors, Y: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
-        """E_Psi Y E_Phi^T."""
-        return self.unrotate(arrays, Y)
+        return self.out_of_bases(factors, self._D(factors) * self.in_bases(factors, X))
 
     def apply_in_bases(self, arrays: Factors, Y: Float[Tensor, "*b m n"]) -> Float[Tensor, "*b m n"]:
         """E_Psi (D o Y) E_Phi^T."""
-        return self.unrotate(arrays, self._D(self.factors(arrays)) * Y)
+        return self.out_of_bases(arrays, self._D(self.factors(arrays)) * Y)
 
     def turned_vectors(self, Y: Float[Tensor, "b m n"], turns: Factors) -> Float[Tensor, "b m n"]:
         """T_Psi Y T_Phi^T."""
