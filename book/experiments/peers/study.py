@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -190,10 +190,28 @@ def searched(options: Options, least: int, pair: tuple[str, str]) -> Found:
     return Found(setting(search.best), search.inner, score, trials, diverged, len(seconds), sum(seconds))
 
 
-def reported(options: Options, setting: Setting, pair: tuple[str, str]) -> list[dict[str, Any]]:
-    """The runs of a method on a task with fresh seeds."""
+def report(
+    options: Options, settings: Mapping[tuple[str, str], Setting], steps: Mapping[str, int]
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Runs with fresh seeds.
+
+    Args:
+        options: the command line.
+        settings: of each task and method.
+        steps: of a run on each task.
+
+    Returns:
+        The runs of each task and method, one per seed.
+    """
     seeds = range(FRESH, FRESH + options.report_seeds)
-    return [trained(options, *pair, setting, seed) for seed in seeds]
+    works = [
+        partial(trained, replace(options, steps=steps[pair[0]]), *pair, setting, seed)
+        for pair, setting in settings.items()
+        for seed in seeds
+    ]
+    with processes(options.jobs) as each:
+        runs = iter(each(works))
+        return {pair: [next(runs) for _ in seeds] for pair in settings}
 
 
 def timed(options: Options, task: str, settings: Sequence[Setting]) -> dict[str, list[float]]:
@@ -239,12 +257,11 @@ def study(options: Options, say: Callable[[str], object] = print) -> Study:
                 say(_line(pair, result))
             budget = {t: max(found[t, m].trials for m in options.methods) for t in options.tasks}
             due = {pair: budget[pair[0]] for pair in options.pairs if found[pair].trials < budget[pair[0]]}
-        reports = {}
-        works = [partial(reported, options, found[pair].setting, pair) for pair in options.pairs]
-        for pair, runs in zip(options.pairs, each(works), strict=True):
-            reports[pair] = runs
-            losses = " ".join(f"{result['final']:.4g}" for result in runs)
-            say(f"{pair[0]:17} {pair[1]:15} fresh seeds: training loss {losses}")
+    steps = {task: options.steps_of(task) for task in options.tasks}
+    reports = report(options, {pair: found[pair].setting for pair in options.pairs}, steps)
+    for pair, runs in reports.items():
+        losses = " ".join(f"{result['final']:.4g}" for result in runs)
+        say(f"{pair[0]:17} {pair[1]:15} fresh seeds: training loss {losses}")
     seconds: dict[tuple[str, str], list[float]] = {}
     for task in options.tasks:  # with nobody beside: what runs at the same time would be timed too
         per_step = timed(options, task, [found[task, method].setting for method in options.methods])

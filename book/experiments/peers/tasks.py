@@ -116,12 +116,22 @@ def modular_addition(data_path: str | None) -> Problem:
     return Problem(model, loss, arithmetic.sums(), batch=128)
 
 
+def _folder(data_path: str | None) -> str:
+    if data_path is None:
+        raise ValueError("this task needs data_path; pass the folder of Fashion-MNIST's four files.")
+    return data_path
+
+
 def fashion_resnet(data_path: str | None) -> Problem:
     """ResNet-8 of 16, 32 and 64 channels with group norm on Fashion-MNIST."""
-    if data_path is None:
-        raise ValueError("the task fashion needs data_path; pass the folder of Fashion-MNIST's four files.")
     model = partial(nets.ResNet, BasicBlock, (1, 1, 1), width=16, channels=1, norm="group")
-    return Problem(model, nn.CrossEntropyLoss(), data.fashion(data_path))
+    return Problem(model, nn.CrossEntropyLoss(), data.fashion(_folder(data_path)), batch=128)
+
+
+def fashion_transformer(data_path: str | None) -> Problem:
+    """Four blocks of width 64 on 49 patches of Fashion-MNIST."""
+    model = partial(nets.VisionTransformer, 64, 4, 4, image_size=28, patch_size=4, channels=1)
+    return Problem(model, nn.CrossEntropyLoss(), data.fashion(_folder(data_path)), batch=128)
 
 
 TASKS: dict[str, Task] = {
@@ -137,6 +147,7 @@ TASKS: dict[str, Task] = {
         "Modular addition", "Transformer", modular_addition, decay=4.0, code=(arithmetic.__file__,)
     ),
     "fashion": Task("ResNet-8, Fashion-MNIST", "convolutional net", fashion_resnet, external=True),
+    "fashion-vit": Task("ViT, Fashion-MNIST", "Transformer", fashion_transformer, external=True),
 }
 
 
