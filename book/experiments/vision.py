@@ -1,10 +1,10 @@
 """Is the question worth its gradient on images? A small ResNet and a ViT on Fashion-MNIST.
 
-    python -m book.experiments.vision --data-path DATA --out RUNS --device cuda --jobs 14 --store    minutes on a card
+    python -m book.experiments.vision --data-path DATA --out RUNS --device cuda --jobs 14 --store    half an hour
 
 SGD, AdamW and LLQR, each alone, under SAM, and alone with twice the steps, with Muon beside them; the rules are those
 of ``question``. Settings are chosen on 10000 training images that nobody trains on; the test images are looked at by
-fresh seeds only. Without a card the same command takes hours.
+fresh seeds only. The same command goes on where it was stopped. Without a card it takes hours.
 """
 
 from __future__ import annotations
