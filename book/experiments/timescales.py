@@ -1,6 +1,6 @@
 """A slow map and a fast question: does it matter that the two have different clocks?
 
-    python -m book.experiments.timescales --out RUNS --store      half an hour on one core; --processes N for more
+    python -m book.experiments.timescales --out RUNS --store      an hour on one core; --processes N for more
 
 Digits with badly scaled pixels, so that a map helps, and 400 of 1000 labels wrong, so that a question helps. LLQR's
 map is refitted every K steps and remembers tau steps; with K = tau = 1 it is made of the last gradient alone and is
@@ -43,7 +43,7 @@ from llqr_sam_ref.train.record import rounded
 
 STEPS = 400
 PERIODS, MEMORIES, RADII = (1, 10, 50), (1.0, 5.0, 20.0, 100.0), (0.0, 0.05, 0.2)
-RATES, DECAYS = (0.002, 0.004, 0.008, 0.016), (0.3, 3.0)
+RATES, DECAYS = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016), (0.3, 3.0)
 TUNING_SEEDS, FRESH_SEEDS = tuple(range(3)), tuple(range(400, 410))
 AWAY = 2.4  # a loss above that of guessing: the run has come apart
 FASTEST = (1, 1.0)
