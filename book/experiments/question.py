@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from book.experiments.peers.compare import holm, paired
-from book.experiments.peers.study import FRESH, Options, made_with, report, study
+from book.experiments.peers.study import FRESH, Options, made_with, processes, report, study
 from book.experiments.peers.summary import LOSSES, Runs, loss_of, outcome, summarize
 from book.experiments.store import store
 from llqr_sam_ref.tables import Table
@@ -41,20 +42,38 @@ class Comparison:
     asking: Mapping[str, str]
     pairs: Sequence[tuple[str, str]]
 
-    def quick(self) -> Comparison:
+    def at_small_sizes(self) -> Comparison:
         """The same at sizes at which numbers mean nothing: does it run?"""
         return replace(self, options=replace(self.options, **QUICK))  # type: ignore[arg-type]
 
 
-def answer(asked: Comparison, command: str, *, keep: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command lines of these studies have in common.
+
+    Args:
+        out: folder of the runs; the same folder goes on where it was stopped.
+        jobs: processes, of one thread each.
+        store: write the record to book/results.
+        quick: sizes at which numbers mean nothing: does it run?
+    """
+
+    out: Path
+    jobs: int = 1
+    store: bool = False
+    quick: bool = False
+
+
+def answer(asked: Comparison, command: Command, words: str) -> None:
     """All stages, the tables, and the record if asked for.
 
     Args:
         asked: what.
-        command: that makes the record again.
-        keep: whether book/results gets it.
+        command: the command line.
+        words: the command that makes the record again.
     """
     start = time.perf_counter()
+    asked = asked.at_small_sizes() if command.quick else asked
     options = asked.options
     found = study(options, partial(print, flush=True))
     results = summarize(options, found)
@@ -62,17 +81,19 @@ def answer(asked: Comparison, command: str, *, keep: bool) -> None:
         (task, base): found.found[task, base].setting for task in options.tasks for base in asked.asking
     }
     longer = {task: 2 * options.steps_of(task) for task in options.tasks}
+    with processes(options.jobs) as each:
+        again = report(options, settings, longer, each)
     reports = dict(found.reports)
-    for (task, base), runs in report(options, settings, longer).items():
+    for (task, base), runs in again.items():
         name, row = TWICE.format(base), results["tasks"][task]["methods"][base]
         reports[task, name] = runs
         content = outcome(runs, results["tasks"][task]["target"], longer[task], row["seconds_per_step"])
         results["tasks"][task]["methods"][name] = {"setting": row["setting"], **content}
     results["compared"] = compared(reports, options.tasks, asked.pairs)
     print(_table(results))
-    if keep:
+    if command.store:
         protocol = {
-            "command": command,
+            "command": words,
             "tuning_seeds": list(range(options.tune_seeds)),
             "fresh_seeds": list(range(FRESH, FRESH + options.report_seeds)),
             "trials": [options.trials, options.most_trials],

@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from book.experiments.peers.study import Options
-from book.experiments.question import TWICE, Comparison, answer
+from book.experiments.question import TWICE, Command, Comparison, answer
 
 ASKING = {"adamw": "adamw-sam", "llqr": "llqr-sam"}
 PAIRS = (
@@ -26,24 +26,14 @@ PAIRS = (
 )
 
 
-@dataclass(frozen=True)
-class Command:
-    """Command line of the study.
-
-    Args:
-        out: folder of the runs; the same folder goes on where it was stopped.
-        jobs: processes, of one thread each.
-        store: write book/results/sequences.json.
-        quick: sizes at which numbers mean nothing: does it run?
-    """
+@dataclass(frozen=True, kw_only=True)
+class Sequences(Command):
+    """Command line of the study."""
 
     out: Path = Path("runs/sequences")
-    jobs: int = 1
-    store: bool = False
-    quick: bool = False
 
 
-def main(command: Command) -> None:
+def main(command: Sequences) -> None:
     """Ask and answer."""
     options = Options(
         out=command.out,
@@ -54,10 +44,9 @@ def main(command: Command) -> None:
         trials=12,
         most_trials=20,
     )
-    asked = Comparison("sequences", options, ASKING, PAIRS)
     words = "python -m book.experiments.sequences --out RUNS --store"
-    answer(asked.quick() if command.quick else asked, words, keep=command.store)
+    answer(Comparison("sequences", options, ASKING, PAIRS), command, words)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Command))
+    main(tyro.cli(Sequences))

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 
 from book.experiments.peers.study import Options
-from book.experiments.question import TWICE, Comparison, answer
+from book.experiments.question import TWICE, Command, Comparison, answer
 
 ASKING = {"sgd": "sam", "adamw": "adamw-sam", "llqr": "llqr-sam"}
 PAIRS = (
@@ -26,28 +26,21 @@ PAIRS = (
 )
 
 
-@dataclass(frozen=True)
-class Command:
+@dataclass(frozen=True, kw_only=True)
+class Vision(Command):
     """Command line of the study.
 
     Args:
         data_path: folder of Fashion-MNIST's four files.
-        out: folder of the runs; the same folder goes on where it was stopped.
-        jobs: processes, of one thread each.
         device: cpu, cuda and the like.
-        store: write book/results/vision.json.
-        quick: sizes at which numbers mean nothing: does it run?
     """
 
     data_path: str
     out: Path = Path("runs/vision")
-    jobs: int = 1
     device: str = "cpu"
-    store: bool = False
-    quick: bool = False
 
 
-def main(command: Command) -> None:
+def main(command: Vision) -> None:
     """Ask and answer."""
     options = Options(
         out=command.out,
@@ -61,11 +54,10 @@ def main(command: Command) -> None:
         trials=8,
         most_trials=14,
     )
-    asked = Comparison("vision", options, ASKING, PAIRS)
     words = f"python -m book.experiments.vision --data-path DATA --out RUNS --device {command.device}"
     words += f" --jobs {command.jobs}" * (command.jobs > 1) + " --store"
-    answer(asked.quick() if command.quick else asked, words, keep=command.store)
+    answer(Comparison("vision", options, ASKING, PAIRS), command, words)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Command))
+    main(tyro.cli(Vision))

@@ -47,7 +47,7 @@ def test_every_comparison_is_of_methods_that_run(study: Any) -> None:
 
 def test_quick_is_the_same_comparison() -> None:
     asked = Comparison("sequences", Options(methods=("llqr", "llqr-sam")), {"llqr": "llqr-sam"}, ())
-    quick = asked.quick()
+    quick = asked.at_small_sizes()
     assert quick.options.methods == asked.options.methods
     assert quick.options.steps == 12
 
@@ -59,7 +59,7 @@ def test_an_operator_that_is_called_is_counted_and_so_is_a_wait() -> None:
     assert waits == 1.0
 
 
-def test_sam_says_more_than_its_base_and_llqr_waits_for_nothing() -> None:
+def test_sam_says_more_than_its_base() -> None:
     found = launches.measured(launches.Options(rounds=1), lambda: nn.Linear(6, 4), torch.randn(5, 6))
     assert found["tensors"] == 2
     methods = found["methods"]

@@ -307,7 +307,7 @@ def test_sharded_refits_leave_the_gradients_and_resume(two: list[dict[str, Any]]
 
 
 @pytest.mark.usefixtures("interleaved_uniforms")
-def test_a_sharded_report_is_that_of_thewhole(two: list[dict[str, Any]]) -> None:
+def test_a_sharded_report_is_that_of_the_whole(two: list[dict[str, Any]]) -> None:
     opt, _ = train(network(), DEFAULT.replace(structure="diagonal"), 0.0, interleaved)
     x, y = batch(0)
     opt.zero_grad()
@@ -326,7 +326,7 @@ def test_every_rank_makes_its_share_of_the_bases_and_all_take_them(two: list[dic
     assert some == others == renewals * 2  # of two matrices with two sides each
 
 
-def test_portions_are_disjoint_andwhole() -> None:
+def test_portions_are_disjoint_and_whole() -> None:
     for count, turn, size in ((1, 0, 2), (1, 1, 2), (7, 2, 3), (8, 5, 4)):
         parts = [Ranks(None, rank, size).portion(count, turn) for rank in range(size)]
         assert sorted(i for part in parts for i in range(count)[part]) == list(range(count))

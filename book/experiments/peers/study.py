@@ -27,6 +27,7 @@ from llqr_sam_ref.train.provenance import environment
 FRESH = 1000  # the first of the seeds that no setting was chosen by
 DECAY = 0.125  # the weakest decay that is searched where the search begins without any, see ``Setting``
 JUDGED = ("validation", "training")
+Each = Callable[[Sequence[Callable[[], Any]]], Iterator[Any]]  # from some work to its results, in order
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def searched(options: Options, least: int, pair: tuple[str, str]) -> Found:
 
 
 def report(
-    options: Options, settings: Mapping[tuple[str, str], Setting], steps: Mapping[str, int]
+    options: Options, settings: Mapping[tuple[str, str], Setting], steps: Mapping[str, int], each: Each
 ) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Runs with fresh seeds.
 
@@ -199,6 +200,7 @@ def report(
         options: the command line.
         settings: of each task and method.
         steps: of a run on each task.
+        each: does some work, see ``processes``.
 
     Returns:
         The runs of each task and method, one per seed.
@@ -209,9 +211,8 @@ def report(
         for pair, setting in settings.items()
         for seed in seeds
     ]
-    with processes(options.jobs) as each:
-        runs = iter(each(works))
-        return {pair: [next(runs) for _ in seeds] for pair in settings}
+    runs = iter(each(works))
+    return {pair: [next(runs) for _ in seeds] for pair in settings}
 
 
 def timed(options: Options, task: str, settings: Sequence[Setting]) -> dict[str, list[float]]:
@@ -257,8 +258,8 @@ def study(options: Options, say: Callable[[str], object] = print) -> Study:
                 say(_line(pair, result))
             budget = {t: max(found[t, m].trials for m in options.methods) for t in options.tasks}
             due = {pair: budget[pair[0]] for pair in options.pairs if found[pair].trials < budget[pair[0]]}
-    steps = {task: options.steps_of(task) for task in options.tasks}
-    reports = report(options, {pair: found[pair].setting for pair in options.pairs}, steps)
+        steps = {task: options.steps_of(task) for task in options.tasks}
+        reports = report(options, {pair: found[pair].setting for pair in options.pairs}, steps, each)
     for pair, runs in reports.items():
         losses = " ".join(f"{result['final']:.4g}" for result in runs)
         say(f"{pair[0]:17} {pair[1]:15} fresh seeds: training loss {losses}")
@@ -279,7 +280,7 @@ def _line(pair: tuple[str, str], result: Found) -> str:
 
 
 @contextmanager
-def processes(jobs: int) -> Iterator[Callable[[Sequence[Callable[[], Any]]], Iterator[Any]]]:
+def processes(jobs: int) -> Iterator[Each]:
     """So many processes of one thread each; for one, this one.
 
     Args:
